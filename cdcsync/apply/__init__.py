@@ -1,0 +1,1 @@
+"""From records to CRM API calls, and from their answers to outcomes."""

@@ -1,0 +1,122 @@
+"""What a CRM adapter is: a ``Destination``, small enough that a new CRM is one file.
+
+Adapters are blocking (the vendor clients are); the lane calls them from its own threads, several at a time. An
+adapter holds no queue, no retry and no clock of its own: it sends what it is given once, and translates the answer:
+
+* one ``model.Outcome`` per record, in the order of the batch's records, when the CRM looked at them one by one;
+* ``TransientError``, ``RateLimitedError``, ``BatchRejectedError`` or ``FatalError`` when the request as a whole failed.
+
+Anything else that escapes is a bug, and ends the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cdcsync.model import Batch, JobStatus, Op, Outcome, Target, Window
+
+
+class Gate(Protocol):
+    """Stands before every HTTP request of an adapter; implemented by the lane's limiter, thread-safe."""
+
+    def wait(self, scope: str = "burst") -> None:
+        """Block until one request may be sent."""
+
+    def seen(self, windows: Sequence[Window]) -> None:
+        """Report the quotas that an answer's headers showed."""
+
+    def refused(self, scope: str, retry_after: float | None) -> None:
+        """Report a refusal for rate or quota (before raising RateLimitedError)."""
+
+
+class OpenGate:
+    """A gate that lets everything pass, for ``check`` and other single requests."""
+
+    def wait(self, scope: str = "burst") -> None:
+        """Pass."""
+
+    def seen(self, windows: Sequence[Window]) -> None:
+        """Ignore."""
+
+    def refused(self, scope: str, retry_after: float | None) -> None:
+        """Ignore."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """An adapter's sizes as data. ``batch`` by operation; ``bulk_from`` is None where there is no bulk path."""
+
+    batch: Mapping[Op, int]
+    max_parallel: int
+    bulk_from: int | None = None
+    bulk_records: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a mapping needs of an object, for ``Destination.check``. ``links`` are (to_object, type) pairs."""
+
+    mapping: str
+    target: Target
+    fields: Mapping[str, str]  # CRM field → its source, for messages
+    links: Sequence[tuple[str, str]] = ()
+    deletes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of ``cdcsync check``: a tick or a cross, and the remedy."""
+
+    subject: str
+    ok: bool
+    message: str
+    hint: str = ""
+
+
+class Destination(Protocol):
+    """One CRM. All methods block; all but ``open`` and ``close`` may run in several threads at once."""
+
+    name: str
+    limits: Limits
+
+    def open(self) -> None:
+        """Log in. Raises CredentialsError, FatalError or TransientError."""
+
+    def close(self) -> None:
+        """Drop connections."""
+
+    def check(self, wanted: Sequence[Wanted]) -> list[Finding]:
+        """Compare what the mappings need with the CRM's own description of its objects. Writes nothing."""
+
+    def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
+        """Look up which of ``keys`` exist, strongly consistently; returns external key → CRM id. Any number of keys."""
+
+    def send(self, batch: Batch) -> list[Outcome]:
+        """Write one batch of at most ``limits.batch[batch.op]`` records."""
+
+
+class BulkDestination(Destination, Protocol):
+    """A CRM with asynchronous bulk jobs. The lane journals each step before it takes it.
+
+    Every method may be repeated after a crash: a step that was taken already is recognised and is no error.
+    """
+
+    def bulk_create(self, target: Target, op: Op) -> str:
+        """Create a job and return its CRM id."""
+
+    def bulk_find(self, target: Target, op: Op, since: float) -> str | None:
+        """Find an open job of ours, created at or after ``since`` (Unix time) by a step whose answer was lost."""
+
+    def bulk_upload(self, job: str, batch: Batch) -> None:
+        """Upload the records. Raises BatchRejectedError if they can never be uploaded."""
+
+    def bulk_close(self, job: str) -> None:
+        """Say that the upload is complete; the CRM starts to work."""
+
+    def bulk_poll(self, job: str) -> JobStatus:
+        """Ask for the job's state."""
+
+    def bulk_results(self, job: str, batch: Batch) -> list[Outcome]:
+        """Read the results of a finished job, matched by key (or id); a record that was not processed is ``Retry``."""

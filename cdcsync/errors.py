@@ -1,0 +1,121 @@
+"""What can go wrong, in the words that the rest of the program acts on.
+
+Each error has a stable ``code`` (part of the contract with users), says what happened, and carries a ``hint``:
+what to do next. ``exit_code`` is what the process ends with when nothing above handles it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_NOT_FINE = 1
+EXIT_USAGE = 2
+EXIT_UNREACHABLE = 69
+EXIT_BUG = 70
+EXIT_TRY_LATER = 75
+EXIT_REFUSED = 77
+EXIT_CONFIG = 78
+
+
+class CdcsyncError(Exception):
+    """Base of every error that cdcsync raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = EXIT_NOT_FINE
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  → {self.hint}" if self.hint else self.message
+
+
+class ConfigError(CdcsyncError):
+    """The config file is wrong; the message lists every mistake."""
+
+    code = "config"
+    exit_code = EXIT_CONFIG
+
+
+class DecodeError(CdcsyncError):
+    """Bytes from the replication stream that do not follow the protocol."""
+
+    code = "wal-decode"
+    exit_code = EXIT_BUG
+
+
+class SourceError(CdcsyncError):
+    """PostgreSQL cannot serve the stream as it is set up; retrying does not help."""
+
+    code = "source"
+    exit_code = EXIT_NOT_FINE
+
+
+class SourceUnavailableError(CdcsyncError):
+    """PostgreSQL is not reachable now; the connection is tried again."""
+
+    code = "source-unavailable"
+    exit_code = EXIT_UNREACHABLE
+
+
+class StateError(CdcsyncError):
+    """The state file cannot be used (damaged, newer, locked, or of another cluster or slot)."""
+
+    code = "state"
+    exit_code = EXIT_NOT_FINE
+
+
+class DestinationError(CdcsyncError):
+    """Base of the whole-request answers of a CRM. Per-record answers are ``model.Outcome``."""
+
+    code = "crm"
+
+
+class TransientError(DestinationError):
+    """The request failed for a passing reason: no answer, 5xx, a lock. Part of it may have been done."""
+
+    code = "crm-transient"
+    exit_code = EXIT_TRY_LATER
+
+
+class RateLimitedError(DestinationError):
+    """The CRM refused the request for its rate or quota; nothing was done.
+
+    ``retry_after`` is in seconds where known; ``scope`` names the quota (``burst``, ``daily``, ``concurrent``).
+    """
+
+    code = "crm-rate-limited"
+    exit_code = EXIT_TRY_LATER
+
+    def __init__(self, message: str, *, scope: str = "burst", retry_after: float | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.scope = scope
+        self.retry_after = retry_after
+
+
+class BatchRejectedError(DestinationError):
+    """The whole request was refused because of its content, without saying which record; nothing was done."""
+
+    code = "crm-batch-rejected"
+
+    def __init__(self, message: str, *, reason: str, field: str | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
+        self.field = field
+
+
+class FatalError(DestinationError):
+    """The CRM will not work as configured (missing object, field or permission); a person has to act."""
+
+    code = "crm-fatal"
+    exit_code = EXIT_NOT_FINE
+
+
+class CredentialsError(FatalError):
+    """The CRM refused the login."""
+
+    code = "crm-credentials"
+    exit_code = EXIT_REFUSED

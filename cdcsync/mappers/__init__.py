@@ -1,0 +1,1 @@
+"""From a row of PostgreSQL text to the fields of a CRM record."""

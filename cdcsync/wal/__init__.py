@@ -1,0 +1,1 @@
+"""From the write-ahead log to committed row changes: decoder, session, source, slot and snapshot."""
