@@ -1,0 +1,268 @@
+"""What the daemon knows about itself, as one immutable ``Snapshot``, and what it says in one sentence.
+
+The daemon fills a snapshot; the terminal, the status page, JSON and Prometheus only render it. Nothing in here
+reads a clock or holds a row's values: times come with the snapshot, and CRM messages stay in the state file.
+
+Lag is in seconds of commit time, sizes in bytes, LSNs are numbers inside and text (``16/B374D848``) in JSON.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from cdcsync.model import Lsn
+
+IN_STEP_SECONDS = 10.0
+"""Below this lag, with everything connected, a lane counts as in step."""
+
+LaneState: TypeAlias = Literal["running", "backing off", "paused", "stopped"]
+BackfillState: TypeAlias = Literal["none", "waiting", "copying", "done"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceStatus:
+    """The reader and its slot. None where the server has not been asked yet, or cannot be."""
+
+    connected: bool
+    slot: str
+    received_lsn: Lsn
+    durable_lsn: Lsn
+    server_lsn: Lsn | None = None
+    retained_bytes: int | None = None
+    warn_bytes: int | None = None
+    wal_status: str | None = None
+    lag_seconds: float | None = None
+    last_error: str | None = None
+
+    @property
+    def lag_bytes(self) -> int | None:
+        """WAL that the server has written and we have not made durable."""
+        return None if self.server_lsn is None else max(0, self.server_lsn - self.durable_lsn)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """A CRM's quota and our place in it. ``budget`` is our own share of ``limit``, None for all of it."""
+
+    name: str
+    seconds: float
+    limit: int
+    remaining: int
+    budget: int | None = None
+
+    @property
+    def used(self) -> int:
+        """Requests that all clients of the CRM made in this window."""
+        return max(0, self.limit - self.remaining)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A bulk job in hand. ``state`` is the last step that was taken for certain."""
+
+    id: str
+    object: str
+    op: str
+    state: str
+    records: int
+    processed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Row changes and requests since the state file was created; they only grow.
+
+    ``applied`` includes ``created`` and ``deleted``. A row that was sent n times and settled once is one ``applied``.
+    """
+
+    changes_in: int = 0
+    applied: int = 0
+    suppressed: int = 0
+    coalesced: int = 0
+    created: int = 0
+    deleted: int = 0
+    requests: int = 0
+    retries: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneStatus:
+    """One CRM. ``pending`` counts every row that is not settled: waiting, ``in_flight`` and ``held`` (for a parent)."""
+
+    name: str
+    kind: str
+    state: LaneState
+    applied_lsn: Lsn
+    applied_time: dt.datetime | None = None
+    lag_seconds: float = 0.0
+    pending: int = 0
+    in_flight: int = 0
+    held: int = 0
+    rejected: int = 0
+    counters: Counters = Counters()
+    rate: float | None = None
+    quotas: tuple[Quota, ...] = ()
+    jobs: tuple[Job, ...] = ()
+    retry_at: dt.datetime | None = None
+    last_error: str | None = None
+
+    @property
+    def missing(self) -> int:
+        """Changes that the books cannot account for; anything but 0 is an alarm."""
+        books = self.counters
+        accounted = books.applied + books.suppressed + books.coalesced + self.rejected + self.pending
+        return books.changes_in - accounted
+
+    @property
+    def balanced(self) -> bool:
+        """Whether changes in = applied + suppressed + coalesced + rejected + pending."""
+        return self.missing == 0
+
+    @property
+    def in_step(self) -> bool:
+        """Whether the CRM is as good as equal to the database, rejected rows aside."""
+        return self.state == "running" and self.lag_seconds <= IN_STEP_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backfill:
+    """The first copy of a table. ``estimate`` is the planner's row count, None if unknown."""
+
+    state: BackfillState = "none"
+    rows: int = 0
+    estimate: int | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """How far the copy is, 0 to 1, None where that is not known."""
+        if self.state == "done":
+            return 1.0
+        return min(1.0, self.rows / self.estimate) if self.estimate else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectGroup:
+    """Parked rows that were refused for one reason: the CRM's code and, where it named one, the field."""
+
+    code: str
+    field: str | None
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapStatus:
+    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name."""
+
+    name: str
+    table: str
+    lane: str
+    target: str
+    pending: int = 0
+    rejected: int = 0
+    applied: int = 0
+    backfill: Backfill = Backfill()
+    rejects: tuple[RejectGroup, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something worth telling, most recent first in a snapshot."""
+
+    time: dt.datetime
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything at one moment. ``generated`` is timezone-aware UTC, ``uptime`` in seconds."""
+
+    version: str
+    generated: dt.datetime
+    source: SourceStatus
+    lanes: tuple[LaneStatus, ...]
+    maps: tuple[MapStatus, ...]
+    events: tuple[Event, ...] = ()
+    uptime: float = 0.0
+    pid: int | None = None
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every lane's books balance."""
+        return all(lane.balanced for lane in self.lanes)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether Postgres is connected and every CRM is in step."""
+        return self.source.connected and all(lane.in_step for lane in self.lanes)
+
+    @property
+    def sentence(self) -> str:
+        """The one line of plain words that stands on top of everything, worst news first."""
+        rejected = sum(lane.rejected for lane in self.lanes)
+        tail = f", except {count(rejected, 'rejected row')}" if rejected else ""
+        return f"{_headline(self)}{tail}."
+
+
+def _headline(snapshot: Snapshot) -> str:
+    for lane in snapshot.lanes:
+        if not lane.balanced:
+            return f"The books of {lane.name} do not balance: {count(abs(lane.missing), 'change')} unaccounted for"
+    if not snapshot.source.connected:
+        return "Postgres is not connected" + _reason(snapshot.source.last_error)
+    halted = [lane for lane in snapshot.lanes if lane.state != "running"]
+    if halted:
+        return "; ".join(_halted(lane) for lane in halted)
+    copying = [entry for entry in snapshot.maps if entry.backfill.state == "copying"]
+    if copying:
+        return "Copying " + ", ".join(_copying(entry) for entry in copying)
+    worst = max(snapshot.lanes, key=lambda lane: lane.lag_seconds, default=None)
+    if worst is None:
+        return "Nothing is mapped"
+    if worst.in_step:
+        return f"In step, {duration(worst.lag_seconds)} behind"
+    return f"Catching up: {worst.name} is {duration(worst.lag_seconds)} behind, {count(worst.pending, 'row')} to go"
+
+
+def _halted(lane: LaneStatus) -> str:
+    waiting = f", {count(lane.pending, 'row')} waiting" if lane.pending else ""
+    return f"{lane.name} is {lane.state}{waiting}{_reason(lane.last_error)}"
+
+
+def _reason(error: str | None) -> str:
+    return f" ({error.splitlines()[0].rstrip('.')})" if error else ""
+
+
+def _copying(entry: MapStatus) -> str:
+    fraction = entry.backfill.fraction
+    done = f"{entry.backfill.rows:,} rows" if fraction is None else f"{fraction:.0%}"
+    return f"{entry.table} to {entry.target} ({done})"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 row``, ``1,234 rows``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: ``0.4 s``, ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds < IN_STEP_SECONDS:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
+    for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {unit}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
+
+
+def size(number: int) -> str:
+    """Bytes as people read them: ``512 B``, ``12.5 MB`` (powers of 1024, as PostgreSQL's settings mean it)."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1024:  # noqa: PLR2004 - the unit's base
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TB"
