@@ -242,13 +242,13 @@ def _copying(entry: MapStatus) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """``1 row``, ``1,234 rows``."""
+    """Print a number with its noun: ``1 row``, ``1,234 rows``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: ``0.4 s``, ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    if seconds < IN_STEP_SECONDS:
+    """Print a time span as people say it: ``0.4 s``, ``42 s``, ``3 min 5 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds < 10:  # noqa: PLR2004 - one decimal says something only there
         return f"{max(0.0, seconds):.1f} s"
     whole = round(seconds)
     for unit, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
@@ -259,7 +259,7 @@ def duration(seconds: float) -> str:
 
 
 def size(number: int) -> str:
-    """Bytes as people read them: ``512 B``, ``12.5 MB`` (powers of 1024, as PostgreSQL's settings mean it)."""
+    """Print bytes as people read them: ``512 B``, ``12.5 MB`` (powers of 1024, as PostgreSQL's settings mean it)."""
     value = float(number)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1024:  # noqa: PLR2004 - the unit's base

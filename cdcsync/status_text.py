@@ -1,0 +1,101 @@
+"""A ``Snapshot`` as plain text for a terminal: the sentence, a line on Postgres, a table of CRMs, one of mappings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cdcsync.model import format_lsn
+from cdcsync.status import LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, duration, size
+
+
+def to_text(snapshot: Snapshot) -> str:
+    """Render a snapshot; ends without a newline."""
+    parts = [snapshot.sentence, "", _source(snapshot.source), "", table(LANE_HEADER, map(_lane, snapshot.lanes))]
+    parts += _notes(snapshot.lanes)
+    parts += ["", table(MAP_HEADER, map(_map, snapshot.maps))]
+    rejects = [row for entry in snapshot.maps for row in _rejects(entry)]
+    if rejects:
+        parts += ["", table(REJECT_HEADER, rejects)]
+    return "\n".join(parts)
+
+
+LANE_HEADER = (
+    "CRM",
+    "state",
+    "behind",
+    "pending",
+    "sending",
+    "held",
+    "rejected",
+    "applied",
+    "folded",
+    "no-op",
+    "as of LSN",
+)
+MAP_HEADER = ("mapping", "table", "to", "pending", "rejected", "applied", "first copy")
+REJECT_HEADER = ("rejected in", "code", "field", "rows")
+
+
+def _source(source: SourceStatus) -> str:
+    state = "connected" if source.connected else "not connected"
+    words = [f"Postgres {state}, slot {source.slot}", f"durable {format_lsn(source.durable_lsn)}"]
+    if source.lag_bytes is not None:
+        words.append(f"{size(source.lag_bytes)} behind the server")
+    if source.retained_bytes is not None:
+        words.append(f"{size(source.retained_bytes)} of WAL retained ({source.wal_status or 'unknown'})")
+    if source.last_error:
+        words.append(f"last error: {source.last_error}")
+    return ", ".join(words)
+
+
+def _lane(lane: LaneStatus) -> tuple[str, ...]:
+    books = lane.counters
+    numbers = (lane.pending, lane.in_flight, lane.held, lane.rejected, books.applied, books.coalesced, books.suppressed)
+    figures = (f"{number:,}" for number in numbers)
+    return (lane.name, lane.state, duration(lane.lag_seconds), *figures, format_lsn(lane.applied_lsn))
+
+
+def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
+    """Say what does not fit a table: alarms, quotas, jobs, errors."""
+    notes = []
+    for lane in lanes:
+        if not lane.balanced:
+            notes.append(f"  {lane.name}: BOOKS DO NOT BALANCE, {lane.missing:+,} changes unaccounted for")
+        if lane.quotas:
+            notes.append(f"  {lane.name} quota: " + ", ".join(_quota(quota) for quota in lane.quotas))
+        notes += [
+            f"  {lane.name} job {job.id}: {job.op} {job.object}, {job.state}, {job.processed:,} of {job.records:,} rows"
+            for job in lane.jobs
+        ]
+        if lane.last_error:
+            notes.append(f"  {lane.name} last error: {lane.last_error}")
+    return notes
+
+
+def _quota(quota: Quota) -> str:
+    budget = "" if quota.budget is None else f" (our share {quota.budget:,})"
+    return f"{quota.name} {quota.used:,} of {quota.limit:,}{budget}"
+
+
+def _map(entry: MapStatus) -> tuple[str, ...]:
+    fraction = entry.backfill.fraction
+    copied = entry.backfill.state if fraction is None else f"{entry.backfill.state} {fraction:.0%}"
+    numbers = (f"{number:,}" for number in (entry.pending, entry.rejected, entry.applied))
+    return (entry.name, entry.table, entry.target, *numbers, copied)
+
+
+def _rejects(entry: MapStatus) -> list[tuple[str, ...]]:
+    return [(entry.name, group.code, group.field or "-", f"{group.rows:,}") for group in entry.rejects]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Lay out columns: text to the left, columns of numbers to the right, two spaces between."""
+    body = [tuple(row) for row in rows]
+    columns = [_column(title, cells) for title, *cells in zip(header, *body, strict=True)]
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _column(title: str, cells: Sequence[str]) -> list[str]:
+    width = max(len(cell) for cell in (title, *cells))
+    numeric = bool(cells) and all(cell.replace(",", "").isdigit() for cell in cells)
+    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in (title, *cells)]
