@@ -1,0 +1,1 @@
+"""The self-contained demonstration: an embedded PostgreSQL, a live workload, and the sandbox CRMs."""
