@@ -106,8 +106,10 @@ def column_end(raw: bytes, at: int) -> int:
     tag = raw[at]
     if tag in (_NULL, _UNCHANGED):
         return at + 1
+    if tag not in (_TEXT, _BINARY):
+        raise ValueError
     length: int = _LENGTH.unpack_from(raw, at + 1)[0]
-    if length < 0 or tag not in (_TEXT, _BINARY):
+    if length < 0:
         raise ValueError
     return at + 5 + length
 
