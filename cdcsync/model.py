@@ -170,15 +170,16 @@ left alone is missing from ``Record.fields``; the empty string is a value of its
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An association to keep (HubSpot): ``to_id`` is the CRM id to link, ``was_id`` what was linked before.
+    """An association to keep (HubSpot): ``to_id`` is the CRM id to link, ``was_ids`` what may be linked but must not be.
 
-    ``to_id is None`` with a ``was_id`` removes the association. Equal ids mean nothing to do.
+    The association to each of ``was_ids`` is removed (it may be gone already), then that to ``to_id`` is made (it may
+    exist already). ``to_id is None``: only remove.
     """
 
     to_object: str
     type: str
     to_id: str | None
-    was_id: str | None = None
+    was_ids: tuple[str, ...] = ()
 
 
 class Op(enum.Enum):
@@ -244,7 +245,14 @@ class Retry:
     message: str
 
 
-Outcome: TypeAlias = Applied | Rejected | Retry
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """An UPDATE's CRM id is not there (any more); nothing was written. Adapters answer it for UPDATE only."""
+
+    message: str
+
+
+Outcome: TypeAlias = Applied | Rejected | Retry | Missing
 
 
 @dataclass(frozen=True, slots=True)
