@@ -199,6 +199,11 @@ class Snapshot:
         return self.source.connected and all(lane.in_step for lane in self.lanes)
 
     @property
+    def ready(self) -> bool:
+        """Whether the daemon does its work: connected, no lane stopped by an error, books balanced."""
+        return self.source.connected and self.balanced and all(lane.state != "stopped" for lane in self.lanes)
+
+    @property
     def sentence(self) -> str:
         """The one line of plain words that stands on top of everything, worst news first."""
         rejected = sum(lane.rejected for lane in self.lanes)
