@@ -143,7 +143,7 @@ class RateController:
         if scope not in self._pauses or self._pauses[scope].until <= now:
             self._back_off(scope, now)
         wait = self._patience() if retry_after is None else max(0.0, retry_after)
-        self._hold(scope, Pause(now + wait, f"the CRM refused a request for its {scope} limit"))
+        self._hold(scope, Pause(now + wait, f"the CRM refused a request ({scope}) and asks to wait"))
 
     def _back_off(self, scope: str, now: float) -> None:
         self._refusals += 1
