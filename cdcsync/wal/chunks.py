@@ -1,0 +1,142 @@
+"""Reading a table in chunks, in key order: each with the snapshot it was read under and the end of the WAL after it.
+
+A chunk is one short read-only transaction. Rows are read as the texts that the stream would carry, in its tuple form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from psycopg import AsyncConnection, IsolationLevel, sql
+
+from cdcsync.errors import SourceError
+from cdcsync.model import Relation, parse_lsn
+from cdcsync.wal.tuples import join_tuple, pick
+from cdcsync.wal.visibility import Snapshot, flushed_position
+
+_SESSION: Final = (
+    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex';"
+    "SET extra_float_digits = 3; SET timezone = 'UTC'; SET row_security = off;"
+    "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
+)
+"""The text forms that the replication connection pins too; an error in place of rows that row security hides."""
+
+_PROBE: Final = """
+SELECT c.relkind::text,
+       coalesce((SELECT sum(greatest(leaf.reltuples, 0)) FROM pg_partition_tree(c.oid) t
+                 JOIN pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf), greatest(c.reltuples, 0))::bigint,
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
+       current_setting('wal_block_size')::bigint,
+       current_setting('synchronous_standby_names') <> ''
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Rows in pgoutput's tuple form, in key order. ``last`` is the last one's key; ``done``: no row comes after it.
+
+    Everything that ``snapshot`` sees was committed before ``upto_lsn``.
+    """
+
+    rows: list[bytes]
+    last: tuple[str, ...] | None
+    done: bool
+    snapshot: Snapshot
+    upto_lsn: int
+
+
+class ChunkReader:
+    """Reads chunks of one table over a connection of its own. Make it with ``open``."""
+
+    def __init__(self, connection: AsyncConnection[Any], where: str | None) -> None:
+        self._connection = connection
+        self._where = where
+        self._only = sql.SQL("ONLY ")
+        self._wal = (16 << 20, 8192)
+        self.estimate = 0
+        self.synchronous = False
+        """Whether commits may have to wait for a standby, and stay invisible while the stream has them already."""
+
+    @classmethod
+    async def open(cls, connection: AsyncConnection[Any], relation: Relation, where: str | None = None) -> Self:
+        """Prepare the connection (session settings, autocommit) and look at the table.
+
+        ``where`` is a condition in SQL. Raises SourceError when there is no such table, and psycopg's errors.
+        """
+        reader = cls(connection, where)
+        await connection.set_autocommit(True)
+        await connection.execute(_SESSION)
+        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+        await connection.set_read_only(True)
+        found = await (await connection.execute(_PROBE, [relation.namespace, relation.name])).fetchone()
+        if found is None:
+            raise SourceError(f"there is no table {relation.table}", hint="correct the mapping's table")
+        kind, reader.estimate, *wal, reader.synchronous = found
+        reader._wal = (wal[0], wal[1])
+        if kind == "p":
+            reader._only = sql.SQL("")  # a partitioned table holds its rows in its partitions; other heirs are not it
+        return reader
+
+    async def read(
+        self, relation: Relation, key_columns: Sequence[str], after: tuple[str, ...] | None, limit: int
+    ) -> Chunk:
+        """Read up to ``limit`` rows that come after the key ``after``, with ``relation``'s columns in their order.
+
+        ``key_columns`` must be unique and not null; they decide the order, by the server's own comparison. Raises
+        psycopg's errors.
+        """
+        async with self._connection.transaction():
+            # The lock before the snapshot: a table rewritten between the two would look empty to this transaction.
+            await self._connection.execute(
+                sql.SQL("LOCK TABLE {}{} IN ACCESS SHARE MODE").format(*self._table(relation))
+            )
+            cursor = await self._connection.execute(self._query(relation, key_columns, after, limit))
+            result = cursor.pgresult
+            assert result is not None  # noqa: S101 - for the type checker; a SELECT has one
+            columns = range(len(relation.columns))
+            rows = [join_tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples)]
+            snapshot, upto_lsn = await self._position()
+        last = key_texts(rows[-1], relation, key_columns) if rows else None
+        return Chunk(rows, last, len(rows) < limit, snapshot, upto_lsn)
+
+    async def snapshot(self) -> Snapshot:
+        """Take a snapshot of now."""
+        return (await self._position())[0]
+
+    async def _position(self) -> tuple[Snapshot, int]:
+        query = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+        row = await (await self._connection.execute(query)).fetchone()
+        assert row is not None  # noqa: S101 - for the type checker; such a SELECT has one
+        return Snapshot.parse(row[0]), flushed_position(parse_lsn(row[1]), *self._wal)
+
+    def _table(self, relation: Relation) -> tuple[sql.SQL, sql.Identifier]:
+        return self._only, sql.Identifier(relation.namespace, relation.name)
+
+    def _query(
+        self, relation: Relation, key_columns: Sequence[str], after: tuple[str, ...] | None, limit: int
+    ) -> sql.Composed:
+        keys = sql.SQL(", ").join(map(sql.Identifier, key_columns))
+        conditions: list[sql.Composable] = []
+        if after is not None:
+            # A literal of unknown type takes the type of the column that it is compared with.
+            texts = sql.SQL(", ").join(map(sql.Literal, after))
+            conditions.append(sql.SQL("({}) > ({})").format(keys, texts))
+        if self._where:
+            conditions.append(sql.SQL("({}\n)").format(sql.SQL(self._where)))
+        return sql.SQL("SELECT {} FROM {}{}{} ORDER BY {} LIMIT {}").format(
+            sql.SQL(", ").join(sql.Identifier(column.name) for column in relation.columns),
+            *self._table(relation),
+            sql.SQL(" WHERE " if conditions else "") + sql.SQL(" AND ").join(conditions),
+            keys,
+            sql.Literal(limit),
+        )
+
+
+def key_texts(row: bytes, relation: Relation, key_columns: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts of a row's key columns, none of which is NULL."""
+    names = [column.name for column in relation.columns]
+    values = pick(row, [names.index(name) for name in key_columns])
+    return tuple(value.decode() if isinstance(value, bytes) else "" for value in values)
