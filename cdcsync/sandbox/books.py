@@ -1,11 +1,11 @@
-"""What the sandbox remembers about writes and requests, so that a test can ask whether anything was doubled or put back.
+"""What the sandbox remembers of writes and requests, so that tests can ask if anything was doubled or put back.
 
 * **double create**: a record is created for a key that a live record still holds;
 * **step back**: a write lowers a record's version, or lands a version below the highest ever seen for its key;
 * **no-op write**: a write that changes no stored value.
 
 Counters are exact; lists of details keep the last 100, the request ledger the last 20,000 entries.
-Writes by a person (the admin API) are not counted, but their versions and keys are known to the books.
+Writes by a person (the admin API) or by the CRM itself (cascades) are not counted, but their keys are known.
 """
 
 from __future__ import annotations
