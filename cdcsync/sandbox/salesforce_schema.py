@@ -125,7 +125,7 @@ class Schema:
     def extended(self, objects: Mapping[str, Mapping[str, Any]], base: Iterable[Field]) -> Schema:
         """Return this schema with the ``objects`` setting applied. Raises ValueError for a bad definition.
 
-        ``{"Invoice__c": {"label": "Invoice", "fields": {"Amount__c": {"type": "double", "precision": 18, "scale": 2}}}}``
+        ``{"Invoice__c": {"label": "Invoice", "fields": {"Amount__c": {"type": "double", "scale": 2}}}}``
         adds objects and fields or changes those that are there; a field set to null is taken away. New objects start
         with the ``base`` fields. Members of a field are those of describe (``referenceTo``, ``externalId`` …).
         """
@@ -182,7 +182,9 @@ def _defined(name: str, raw: Mapping[str, Any], known: Field | None) -> Field:
     unknown = set(raw) - set(_MEMBERS)
     if unknown:
         raise ValueError(f"{name}: unknown members {sorted(unknown)}")
-    given = {_MEMBERS[member]: tuple(value) if _MEMBERS[member] in _TUPLES else value for member, value in raw.items()}
+    given: dict[str, Any] = {
+        _MEMBERS[member]: tuple(value) if _MEMBERS[member] in _TUPLES else value for member, value in raw.items()
+    }
     start = known or Field(name, name.removesuffix("__c").replace("_", " "))
     made = replace(start, **given)
     if made.type not in TYPES:

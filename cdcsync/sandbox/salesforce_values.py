@@ -72,14 +72,16 @@ def from_csv(field: Field, cell: str, column: int) -> Stored:
 def check(field: Field, value: Stored) -> Stored:
     """Check a value against the field's definition, and normalise it. Raises RowError."""
     if value is None:
-        return _checked_null(field)
+        _check_null(field)
+        return None
     if isinstance(value, Decimal):
         return _checked_number(field, value)
     if isinstance(value, bool) or field.type in {"date", "datetime"}:
         return value
     text = value.strip(BLANKS)
     if not text:
-        return _checked_null(field)
+        _check_null(field)
+        return None
     if field.type == "reference":
         return _checked_reference(field, text)
     if field.length and len(text) > field.length:
@@ -96,7 +98,7 @@ def check(field: Field, value: Stored) -> Stored:
     return text
 
 
-def _checked_null(field: Field) -> None:
+def _check_null(field: Field) -> None:
     if field.type == "boolean":
         message = f"{field.label}: value not of required type: "
         raise RowError("INVALID_TYPE_ON_FIELD_IN_RECORD", message, [field.name])
