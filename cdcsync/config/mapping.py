@@ -1,0 +1,233 @@
+"""The ``[[map]]`` tables: which columns of a table make which fields of a CRM object."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    field_validator,
+    model_validator,
+)
+
+from cdcsync.config.table import Table
+
+Scalar: TypeAlias = str | bool | int | float
+
+
+class RefConfig(NamedTuple):
+    """A parent, by its external key: ``crm.object.key_field``."""
+
+    crm: str
+    object: str
+    key_field: str
+
+    def __str__(self) -> str:
+        return ".".join(self)
+
+
+def _ref(given: object) -> RefConfig:
+    parts = given.split(".") if isinstance(given, str) else given
+    if not isinstance(parts, list | tuple) or len(parts) != len(RefConfig._fields) or not all(parts):
+        msg = 'expected "CRM.Object.KeyField", such as "salesforce.Account.External_Id__c"'
+        raise ValueError(msg)
+    return RefConfig(*parts)
+
+
+_FIELD_IN_TEMPLATE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}|[{}]")
+
+
+def template_parts(template: str) -> list[tuple[str, str | None]]:
+    """Split a template into (literal before, column) pairs; the last column is None. Doubled braces are literal ones.
+
+    Raises ValueError for a brace that stands alone.
+    """
+    parts: list[tuple[str, str | None]] = []
+    literal, end = "", 0
+    for match in _FIELD_IN_TEMPLATE.finditer(template):
+        literal += template[end : match.start()]
+        end = match.end()
+        if match[1] is not None:
+            parts.append((literal, match[1].strip()))
+            literal = ""
+        elif len(match[0]) == len("{{"):
+            literal += match[0][0]
+        else:
+            msg = f"{match[0]!r} stands alone: write {{column}}, or double it for a literal brace"
+            raise ValueError(msg)
+    return [*parts, (literal + template[end:], None)]
+
+
+class FieldConfig(Table):
+    """One CRM field: what it is made of."""
+
+    column: Annotated[str, Field(min_length=1)] | None = None
+    """The column it is taken from."""
+    template: str | None = None
+    """Text with {column} in it; NULL counts as empty."""
+    default: Scalar | None = None
+    """Sent where the column is NULL."""
+    values: dict[str, Scalar] | None = None
+    """The column's text → the CRM's value."""
+    otherwise: Literal["reject", "clear", "keep"] | None = None
+    """A text that is not in values: park the row (default), clear the field, or keep what the CRM has."""
+    ref: Annotated[RefConfig, PlainValidator(_ref, json_schema_input_type=str), PlainSerializer(str)] | None = None
+    """The parent object whose external key the column holds: CRM.Object.KeyField."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FieldConfig:
+        if (self.column is None) == (self.template is None):
+            msg = "give column or template, one of them"
+        elif self.otherwise is not None and self.values is None:
+            msg = "otherwise needs values"
+        elif self.template is not None and (
+            self.default is not None or self.values is not None or self.ref is not None
+        ):
+            msg = "template does not go with default, values or ref"
+        elif self.ref is not None and (self.default is not None or self.values is not None):
+            msg = "ref does not go with default or values"
+        else:
+            return self
+        raise ValueError(msg)
+
+    @field_validator("template")
+    @classmethod
+    def _template(cls, template: str | None) -> str | None:
+        if template is not None and len(template_parts(template)) == 1:
+            msg = "no {column} in the template"
+            raise ValueError(msg)
+        return template
+
+
+def _field(given: Any) -> Any:
+    return {"column": given} if isinstance(given, str) else given
+
+
+def _target(to: str) -> str:
+    crm, dot, name = to.partition(".")
+    if not (crm and dot and name) or "." in name:
+        msg = 'expected "CRM.Object", such as "salesforce.Contact"'
+        raise ValueError(msg)
+    return to
+
+
+TargetName: TypeAlias = Annotated[str, AfterValidator(_target)]
+
+
+class AssociateConfig(Table):
+    """An association to the record that another mapping made (HubSpot)."""
+
+    to: TargetName
+    """CRM.Object of the other record."""
+    column: Annotated[str, Field(min_length=1)]
+    """The column that holds the other record's external key."""
+    type: Annotated[str, Field(min_length=1)]
+    """The association's type, as HubSpot names it."""
+
+    @property
+    def to_crm(self) -> str:
+        """The CRM's name in the config."""
+        return self.to.partition(".")[0]
+
+    @property
+    def to_object(self) -> str:
+        """The CRM's name of the object."""
+        return self.to.partition(".")[2]
+
+
+def _table(table: str) -> str:
+    schema, dot, name = table.partition(".")
+    if not schema or (dot and not name):
+        msg = 'expected "table" or "schema.table"'
+        raise ValueError(msg)
+    return table if dot else f"public.{table}"
+
+
+def _on_delete(given: object) -> object:
+    if isinstance(given, dict):
+        msg = "{ set = … } is not available in this version"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError only
+    return given
+
+
+def _on_truncate(given: object) -> object:
+    if given == "delete":
+        msg = '"delete" is not available in this version: use "pause" or "ignore"'
+        raise ValueError(msg)
+    return given
+
+
+class MapConfig(Table):
+    """One table → one CRM object."""
+
+    given_name: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="name")
+    """The mapping's name; made from table and target if absent. The state is kept under it."""
+    table: Annotated[str, AfterValidator(_table)]
+    """table or schema.table, unquoted."""
+    to: TargetName
+    """CRM.Object to write to."""
+    key: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1)]
+    """The external key: { CRM field = "column" }."""
+    fields: dict[str, Annotated[FieldConfig, BeforeValidator(_field, json_schema_input_type=str | FieldConfig)]] = (
+        Field(default_factory=dict)
+    )
+    """CRM field = "column", or a table."""
+    associate: list[AssociateConfig] = Field(default_factory=list)
+    """Associations to keep (HubSpot)."""
+    where: str | None = None
+    """SQL condition that a row must meet (the publication's row filter)."""
+    given_on_delete: Annotated[Literal["delete", "ignore", "archive"], BeforeValidator(_on_delete)] = Field(
+        default="delete", alias="on_delete"
+    )
+    """What a deleted row does to its record; "archive" is HubSpot's word for delete."""
+    on_truncate: Annotated[Literal["pause", "ignore"], BeforeValidator(_on_truncate)] = "pause"
+    """What TRUNCATE does: pause the mapping, or nothing."""
+    nulls: Literal["clear", "keep"] = "clear"
+    """What a NULL does: clear the field, or leave the CRM's value."""
+    backfill: bool = True
+    """Whether to send the rows that exist already."""
+
+    @property
+    def name(self) -> str:
+        """The given name, else ``customers:salesforce.Contact``; the schema public is left out."""
+        return self.given_name or f"{self.table.removeprefix('public.')}:{self.to}"
+
+    @property
+    def crm(self) -> str:
+        """The CRM's name in the config."""
+        return self.to.partition(".")[0]
+
+    @property
+    def object(self) -> str:
+        """The CRM's name of the object."""
+        return self.to.partition(".")[2]
+
+    @property
+    def key_field(self) -> str:
+        """The CRM field that holds the external key."""
+        return next(iter(self.key))
+
+    @property
+    def key_column(self) -> str:
+        """The column that holds the external key."""
+        return next(iter(self.key.values()))
+
+    @property
+    def on_delete(self) -> Literal["delete", "ignore"]:
+        """The delete policy, in one vocabulary for all CRMs."""
+        return "ignore" if self.given_on_delete == "ignore" else "delete"
+
+    @field_validator("fields")
+    @classmethod
+    def _no_field_twice(cls, fields: dict[str, FieldConfig]) -> dict[str, FieldConfig]:
+        seen: dict[str, str] = {}
+        for name in fields:
+            if (other := seen.setdefault(name.lower(), name)) != name:
+                msg = f"{other} and {name} are the same field to a CRM"
+                raise ValueError(msg)
+        return fields
