@@ -15,6 +15,7 @@ from cdcsync.model import format_lsn
 from cdcsync.status import Job, LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, count, duration, size
 
 REFRESH_SECONDS = 2
+BRANDS = {"salesforce": "Salesforce", "hubspot": "HubSpot"}
 
 SCRIPT = """
 setInterval(async () => {
@@ -74,12 +75,12 @@ def _header(snapshot: Snapshot) -> str:
 
 
 def _alarms(snapshot: Snapshot) -> Iterable[str]:
-    if snapshot.source.last_error:
+    if snapshot.source.last_error and not snapshot.source.connected:
         yield f"Postgres: {snapshot.source.last_error}"
     for lane in snapshot.lanes:
         if not lane.balanced:
             yield f"{lane.name}: the books do not balance, {lane.missing:+,} changes are unaccounted for"
-        if lane.last_error:
+        if lane.last_error and lane.state != "running":
             yield f"{lane.name}: {lane.last_error}"
 
 
@@ -109,7 +110,7 @@ def _lane(lane: LaneStatus) -> str:
     return (
         f'<div class="lane">{_arrow(f"{books.changes_in:,}", "changes in")}'
         f'<div class="box"><h3>{escape(lane.name)} lane</h3><p><b>{lane.pending:,}</b> pending</p>'
-        f'<p class="small soft">{lane.in_flight:,} being sent, {lane.held:,} held for a parent</p>'
+        f'<p class="small soft">{lane.in_flight:,} being sent, {lane.held:,} wait for parents</p>'
         f'<p class="small soft">saved: {saved}</p></div>'
         f"{_arrow(f'{books.applied:,}', 'applied in ' + count(books.requests, 'request'))}{_crm_box(lane)}</div>"
     )
@@ -120,7 +121,7 @@ def _crm_box(lane: LaneStatus) -> str:
     edge = {"good": "", "warn": " warn-edge", "bad": " bad-edge"}[tone]
     rejected = f'<p class="small bad">{lane.rejected:,} rejected</p>' if lane.rejected else ""
     return (
-        f'<div class="box{edge}"><h3>{escape(lane.kind.capitalize())}</h3>'
+        f'<div class="box{edge}"><h3>{escape(BRANDS.get(lane.kind, lane.kind))}</h3>'
         f'<p><span class="pill {tone}">{lane.state}</span></p>'
         f'<p class="small soft">{duration(lane.lag_seconds)} behind</p>{rejected}</div>'
     )

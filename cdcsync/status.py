@@ -195,8 +195,9 @@ class Snapshot:
 
     @property
     def in_step(self) -> bool:
-        """Whether Postgres is connected and every CRM is in step."""
-        return self.source.connected and all(lane.in_step for lane in self.lanes)
+        """Whether Postgres is connected, every CRM is in step and no first copy is under way."""
+        copied = all(entry.backfill.state in ("none", "done") for entry in self.maps)
+        return self.source.connected and copied and all(lane.in_step for lane in self.lanes)
 
     @property
     def ready(self) -> bool:
@@ -207,8 +208,8 @@ class Snapshot:
     def sentence(self) -> str:
         """The one line of plain words that stands on top of everything, worst news first."""
         rejected = sum(lane.rejected for lane in self.lanes)
-        tail = f", except {count(rejected, 'rejected row')}" if rejected else ""
-        return f"{_headline(self)}{tail}."
+        link = ", except" if self.in_step else ";"
+        return _headline(self) + (f"{link} {count(rejected, 'rejected row')}." if rejected else ".")
 
 
 def _headline(snapshot: Snapshot) -> str:
@@ -216,7 +217,7 @@ def _headline(snapshot: Snapshot) -> str:
         if not lane.balanced:
             return f"The books of {lane.name} do not balance: {count(abs(lane.missing), 'change')} unaccounted for"
     if not snapshot.source.connected:
-        return "Postgres is not connected" + _reason(snapshot.source.last_error)
+        return "Postgres is not connected"
     halted = [lane for lane in snapshot.lanes if lane.state != "running"]
     if halted:
         return "; ".join(_halted(lane) for lane in halted)
@@ -233,11 +234,7 @@ def _headline(snapshot: Snapshot) -> str:
 
 def _halted(lane: LaneStatus) -> str:
     waiting = f", {count(lane.pending, 'row')} waiting" if lane.pending else ""
-    return f"{lane.name} is {lane.state}{waiting}{_reason(lane.last_error)}"
-
-
-def _reason(error: str | None) -> str:
-    return f" ({error.splitlines()[0].rstrip('.')})" if error else ""
+    return f"{lane.name} is {lane.state}{waiting}"
 
 
 def _copying(entry: MapStatus) -> str:

@@ -140,7 +140,7 @@ async def test_the_page_says_everything_in_one_place(client: aiohttp.ClientSessi
     async with client.get("/") as answer:
         assert answer.status == 200
         page = outline(await answer.text())
-    words = ("Copying public.customers to salesforce.Contact (25%), except 2 rejected rows.", "1,234", "200 folded")
+    words = ("Copying public.customers to salesforce.Contact (25%); 2 rejected rows.", "1,234", "200 folded")
     for word in (
         *words,
         "applied in 31 requests",
