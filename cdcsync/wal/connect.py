@@ -1,0 +1,87 @@
+"""Connections to the source database, with everything pinned that would change the bytes the server prints.
+
+Role and database settings of ``DateStyle`` and others reach into the replication stream and into what a SELECT returns;
+the pins make both print the same. Dead servers are noticed by TCP keepalives; dead clients by ``wal_sender_timeout`` of
+our own, whatever the server's is, so that a walsender without client does not hold the slot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from cdcsync.errors import ConfigError, SourceUnavailableError
+
+Connection = AsyncConnection[tuple[Any, ...]]
+
+PINS: Final = {
+    "datestyle": "ISO",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "timezone": "UTC",
+    "client_min_messages": "warning",
+}
+SENDER_TIMEOUT: Final = "60s"
+
+DEFAULTS: Final = {
+    "application_name": "cdcsync",
+    "connect_timeout": "10",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "30000",
+}
+"""Connection parameters where the user's connection string names no other."""
+
+
+def conninfo(dsn: str, *, replication: bool = False) -> str:
+    """Return ``dsn`` with our defaults and pins. Raises ConfigError if it is no connection string."""
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise ConfigError(f"postgres.dsn is no connection string: {error}") from error
+    options = [str(given.get("options") or os.environ.get("PGOPTIONS", ""))]
+    if replication:
+        options.insert(0, f"-c wal_sender_timeout={SENDER_TIMEOUT}")
+    options += [f"-c {name}={value}" for name, value in PINS.items()]
+    parameters = {**DEFAULTS, **given, "options": " ".join(filter(None, options)), "client_encoding": "UTF8"}
+    if replication:
+        parameters["replication"] = "database"
+    return make_conninfo("", **parameters)
+
+
+async def connect(dsn: str, *, replication: bool = False) -> Connection:
+    """Open a connection in autocommit mode, for SQL or (with ``replication``) for simple queries and the stream.
+
+    Raises SourceUnavailableError or ConfigError.
+    """
+    try:
+        return await AsyncConnection.connect(conninfo(dsn, replication=replication), autocommit=True)
+    except psycopg.OperationalError as error:
+        raise SourceUnavailableError(
+            f"cannot connect to PostgreSQL: {str(error).strip()}",
+            hint="check postgres.dsn, the server and pg_hba.conf (logical replication needs the database's own line)",
+        ) from error
+
+
+async def until_closed(connection: Connection) -> None:
+    """Wait until the server ends a connection that nobody uses meanwhile."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    descriptor = connection.fileno()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        while connection.pgconn.status == pq.ConnStatus.OK:
+            await readable.wait()
+            readable.clear()
+            connection.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return
+    finally:
+        loop.remove_reader(descriptor)
