@@ -1,0 +1,162 @@
+"""Tables and types read from the catalogs, compared with what the stream itself says of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
+from cdcsync.model import Column, Relation
+from cdcsync.wal.catalog import load_relation, load_types, primary_key, rows, server_version
+from cdcsync.wal.connect import Connection, connect, until_closed
+from cdcsync.wal.decode import Decoder
+
+TEXT, INT8, NUMERIC, INT4_ARRAY = 25, 20, 1700, 1007
+
+
+@pytest.fixture
+async def connection(pg: str) -> AsyncIterator[Connection]:
+    """Give a connection to the test's database."""
+    async with await connect(pg) as it:
+        yield it
+
+
+async def streamed_relations(connection: Connection, publication: str) -> dict[str, Relation]:
+    """Return the relations that the stream tells, by table, from a slot made before the changes."""
+    decoder = Decoder()
+    query = "SELECT data FROM pg_logical_slot_get_binary_changes('s_' || pg_backend_pid(), NULL, NULL, VARIADIC %s)"
+    options = ["proto_version", "1", "publication_names", publication]
+    messages = [decoder.decode(bytes(data)) for (data,) in await rows(connection, query, [options])]
+    return {message.table: message for message in messages if isinstance(message, Relation)}
+
+
+async def make_slot(connection: Connection) -> None:
+    """Make this connection's slot; the ``pg`` fixture drops it."""
+    await connection.execute("SELECT pg_create_logical_replication_slot('s_' || pg_backend_pid(), 'pgoutput')")
+
+
+@pytest.mark.parametrize("identity", ["DEFAULT", "FULL", "USING INDEX odd_code", "NOTHING"])
+async def test_relations_read_as_the_stream_tells_them(connection: Connection, identity: str) -> None:
+    """Names, types, modifiers and identity flags agree with the relation message, whatever happened to the table."""
+    await connection.execute("""
+        CREATE TABLE "Odd ""name" (
+            gone int, b numeric(10, 2) NOT NULL, "a.c" varchar(7) NOT NULL, id bigint,
+            twice numeric GENERATED ALWAYS AS (b * 2) STORED, code text NOT NULL,
+            PRIMARY KEY (id, "a.c") INCLUDE (b)
+        );
+        CREATE UNIQUE INDEX odd_code ON "Odd ""name" (code) INCLUDE (b);
+        ALTER TABLE "Odd ""name" DROP COLUMN gone, ADD COLUMN late timestamptz(3);
+        CREATE PUBLICATION p FOR TABLE "Odd ""name" WITH (publish = 'insert');
+    """)
+    await connection.execute(f'ALTER TABLE "Odd ""name" REPLICA IDENTITY {identity}'.encode())
+    await make_slot(connection)
+    await connection.execute("""INSERT INTO "Odd ""name" (b, "a.c", id, code) VALUES (1, 'x', 1, 'c')""")
+    told = await streamed_relations(connection, "p")
+    assert await load_relation(connection, "public", 'Odd "name') == told['public.Odd "name']
+
+
+async def test_column_lists_count(connection: Connection) -> None:
+    """With a publication's column list only its columns are the relation's."""
+    if server_version(connection) < 150000:
+        pytest.skip("column lists came with PostgreSQL 15")
+    await connection.execute("""
+        CREATE TABLE t (id int PRIMARY KEY, secret text, name text);
+        CREATE PUBLICATION p FOR TABLE t (id, name);
+    """)
+    await make_slot(connection)
+    await connection.execute("INSERT INTO t VALUES (1, 'x', 'y')")
+    relation = await load_relation(connection, "public", "t", "p")
+    assert [column.name for column in relation.columns] == ["id", "name"]
+    assert relation == (await streamed_relations(connection, "p"))["public.t"]
+    assert len((await load_relation(connection, "public", "t", "another")).columns) == 3
+
+
+async def test_partitioned_tables_have_their_roots_shape(connection: Connection) -> None:
+    """A partitioned table published through its root reads as the root."""
+    await connection.execute("""
+        CREATE TABLE root (id int, day date, PRIMARY KEY (id, day)) PARTITION BY RANGE (day);
+        CREATE TABLE leaf (day date NOT NULL, id int NOT NULL);
+        ALTER TABLE root ATTACH PARTITION leaf FOR VALUES FROM ('2026-01-01') TO ('2027-01-01');
+        CREATE PUBLICATION p FOR TABLE root WITH (publish_via_partition_root = true);
+    """)
+    await make_slot(connection)
+    await connection.execute("INSERT INTO root VALUES (1, '2026-05-05')")
+    told = await streamed_relations(connection, "p")
+    assert await load_relation(connection, "public", "root") == told["public.root"]
+
+
+async def test_a_deferrable_key_is_no_identity(connection: Connection) -> None:
+    """A deferrable primary key cannot identify rows, so its columns are not flagged."""
+    await connection.execute("CREATE TABLE t (id int PRIMARY KEY DEFERRABLE)")
+    relation = await load_relation(connection, "public", "t")
+    assert relation.columns == (Column("id", 23, -1, in_identity=False),)
+
+
+async def test_missing_tables_and_views_are_refused(connection: Connection) -> None:
+    """What is no table is SourceError."""
+    await connection.execute("CREATE VIEW v AS SELECT 1")
+    for name in ("nothing", "v"):
+        with pytest.raises(SourceError, match=f"no table public.{name}"):
+            await load_relation(connection, "public", name)
+
+
+async def test_types(connection: Connection) -> None:
+    """Domains lead to their builtin base through any number of domains; everything else of users is text."""
+    await connection.execute("""
+        CREATE TYPE mood AS ENUM ('fine');
+        CREATE DOMAIN amount AS numeric(10, 2);
+        CREATE DOMAIN price AS amount CHECK (VALUE > 0);
+        CREATE DOMAIN feeling AS mood;
+        CREATE DOMAIN numbers AS int[];
+        CREATE TYPE pair AS (a int, b text);
+    """)
+    types = await load_types(connection)
+    names = ("mood", "amount", "price", "feeling", "numbers", "pair", "mood[]", "information_schema.cardinal_number")
+    found = await rows(connection, "SELECT n, n::regtype::oid FROM unnest(%s::text[]) AS n", [list(names)])
+    assert {name: types[oid] for name, oid in found} == {
+        "mood": TEXT,
+        "amount": NUMERIC,
+        "price": NUMERIC,
+        "feeling": TEXT,
+        "numbers": INT4_ARRAY,
+        "pair": TEXT,
+        "mood[]": TEXT,
+        "information_schema.cardinal_number": 23,
+    }
+    assert INT8 not in types
+
+
+async def test_primary_key(connection: Connection) -> None:
+    """The key's columns come in the key's order, without included ones."""
+    await connection.execute(
+        "CREATE TABLE t (a int, b int, c int, PRIMARY KEY (c, a) INCLUDE (b)); CREATE TABLE u (a int)"
+    )
+    assert await primary_key(connection, "public", "t") == ("c", "a")
+    assert await primary_key(connection, "public", "u") == ()
+
+
+async def test_formats_are_pinned_against_role_settings(pg: str) -> None:
+    """Whatever a role or database sets, what is printed stays the same; other options of the user are kept."""
+    async with await connect(pg) as first:
+        ((database,),) = await rows(first, "SELECT current_database()")
+        for setting in ("datestyle = 'German'", "extra_float_digits = -5", "bytea_output = 'escape'"):
+            await first.execute(f'ALTER DATABASE "{database}" SET {setting}'.encode())
+    async with await connect(f"{pg}&options=-c%20work_mem%3D77kB") as second:
+        query = "SELECT '2026-02-01'::date::text, 0.1::float8::text, '\\x00'::bytea::text, current_setting('work_mem')"
+        assert await rows(second, query) == [("2026-02-01", "0.1", "\\x00", "77kB")]
+
+
+async def test_unreachable_servers_and_bad_strings(tmp_path: object) -> None:
+    """No server is SourceUnavailableError, no connection string is ConfigError."""
+    with pytest.raises(SourceUnavailableError, match="cannot connect"):
+        await connect(f"host={tmp_path}")
+    with pytest.raises(ConfigError):
+        await connect("no connection string")
+
+
+async def test_the_end_of_an_idle_connection_is_noticed(pg: str, connection: Connection) -> None:
+    """Waiting for a connection's end returns when the server ends it."""
+    async with await connect(pg) as other:
+        await connection.execute(b"SELECT pg_terminate_backend(%d)" % other.info.backend_pid)
+        await until_closed(other)
