@@ -63,7 +63,10 @@ class Field:
 
 @dataclass(slots=True)
 class Entity:
-    """One object. ``fields`` are by lower-case name, since the API does not mind the case."""
+    """One object. ``fields`` are by lower-case name, since the API does not mind the case.
+
+    ``indexed`` fields have an index of their own; ``linked`` names those and the references.
+    """
 
     name: str
     label: str
@@ -73,6 +76,7 @@ class Entity:
     required: list[str] = field(default_factory=list)
     indexed: list[Field] = field(default_factory=list)
     key_fields: list[str] = field(default_factory=list)
+    linked: set[str] = field(default_factory=set)
 
     @classmethod
     def of(cls, name: str, label: str, prefix: str, members: Iterable[Field]) -> Entity:
@@ -81,10 +85,12 @@ class Entity:
         for member in entity.fields.values():
             if member.relationship:
                 entity.relationships[member.relationship.lower()] = member
+                entity.linked.add(member.name)
             if member.required:
                 entity.required.append(member.name)
             if (member.matchable or member.unique) and member.type != "id":
                 entity.indexed.append(member)
+                entity.linked.add(member.name)
             if member.external_id:
                 entity.key_fields.append(member.name)
         return entity

@@ -166,13 +166,18 @@ def _read_date(field: Field, text: str) -> str:
     return text
 
 
-def _read_time(field: Field, text: str) -> str:
+def read_moment(text: str) -> dt.datetime:
+    """Read a time with its zone. Raises UnreadableError."""
     if not _TIME.fullmatch(text):
         raise UnreadableError
     try:
-        moment = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+        return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
     except (ValueError, OverflowError):
         raise UnreadableError from None
+
+
+def _read_time(field: Field, text: str) -> str:
+    moment = read_moment(text)
     _check_year(field, moment.year, text)
     return format_time(moment)
 
