@@ -119,3 +119,17 @@ class CredentialsError(FatalError):
 
     code = "crm-credentials"
     exit_code = EXIT_REFUSED
+
+
+class RowRejectedError(Exception):
+    """A row cannot be mapped as its values are; it is parked, and its next change supersedes it.
+
+    Not a ``CdcsyncError``: it never ends anything. ``code`` is stable, ``field`` the CRM field where one is to blame,
+    and ``message`` holds none of the row's values.
+    """
+
+    def __init__(self, code: str, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field
+        self.message = message

@@ -1,0 +1,165 @@
+"""PostgreSQL's text of a value → the value that a CRM gets. Pure.
+
+The texts are those of the pinned session (ISO dates, UTC, UTF-8, 17 digits; facts of the server, not of its role's
+settings). Values that no CRM has (NaN, infinity, years before 1 or after 9999) reject the row. Types that are not named
+here, those of extensions among them, are text as printed; so are ``time`` (with its 24:00:00), intervals and money.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Final, TypeAlias
+
+from cdcsync.errors import RowRejectedError
+from cdcsync.model import Ref, Value
+
+Converter: TypeAlias = Callable[[bytes], Value]
+"""Raises RowRejectedError (without a field) or UnicodeDecodeError."""
+
+BOOL: Final = 16
+BYTEA: Final = 17
+BPCHAR: Final = 1042
+
+HASH_BYTES: Final = 8
+
+
+def text(printed: bytes) -> str:
+    """Read text, or anything that goes out as printed."""
+    return printed.decode()
+
+
+def padded(printed: bytes) -> str:
+    """Read ``char(n)``, whose trailing blanks mean nothing."""
+    return printed.decode().rstrip(" ")
+
+
+def boolean(printed: bytes) -> bool:
+    """Read ``t`` or ``f``."""
+    return printed == b"t"
+
+
+def integer(printed: bytes) -> int:
+    """Read an integer of any size."""
+    return int(printed)
+
+
+def numeric(printed: bytes) -> Decimal:
+    """Read a numeric with all its digits, trailing zeros included."""
+    value = Decimal(printed.decode())
+    if not value.is_finite():
+        raise _not_finite()
+    return value
+
+
+def floating(printed: bytes) -> float:
+    """Read a float; its text is the shortest that means it, and so is that of Python. Minus zero is zero."""
+    value = float(printed)
+    if not math.isfinite(value):
+        raise _not_finite()
+    return value + 0.0
+
+
+def date(printed: bytes) -> dt.date:
+    """Read a date of the years 1 to 9999."""
+    try:
+        return dt.date.fromisoformat(printed.decode())
+    except ValueError:
+        raise _no_such_time("date") from None
+
+
+def timestamp(printed: bytes) -> dt.datetime:
+    """Read a timestamp of the years 1 to 9999, one without a zone as UTC."""
+    try:
+        value = dt.datetime.fromisoformat(printed.decode())
+        return value.astimezone(dt.UTC) if value.tzinfo else value.replace(tzinfo=dt.UTC)
+    except (ValueError, OverflowError):
+        raise _no_such_time("timestamp") from None
+
+
+_ARRAY = re.compile(r"(?:\[-?\d+:-?\d+\]=)?\{(.*)\}", re.DOTALL)
+_ELEMENT = re.compile(r'"((?:[^"\\]|\\.)*)"|([^",{}\\]+)', re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+
+def array(printed: bytes) -> str:
+    """Read a one-dimensional array: its elements joined by ``;``, the form of multi-select fields, without NULLs.
+
+    https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    """
+    match = _ARRAY.fullmatch(printed.decode())
+    if match is None or match[1].startswith("{"):
+        raise RowRejectedError("array-dimensions", None, "an array of several dimensions has no form in a CRM")
+    elements = [
+        _ESCAPE.sub(r"\1", element[1]) if element[1] is not None else element[2]
+        for element in _ELEMENT.finditer(match[1])
+        if element[2] != "NULL"
+    ]
+    if any(";" in element for element in elements):
+        raise RowRejectedError("array-separator", None, "an array element holds a semicolon, which separates elements")
+    return ";".join(elements)
+
+
+_CONVERTERS: Final[dict[int, Converter]] = {
+    BOOL: boolean,
+    **dict.fromkeys((20, 21, 23, 26), integer),  # int8, int2, int4, oid
+    **dict.fromkeys((700, 701), floating),  # float4, float8
+    1700: numeric,
+    1082: date,
+    **dict.fromkeys((1114, 1184), timestamp),  # timestamp, timestamptz
+    BPCHAR: padded,
+    **dict.fromkeys(
+        (
+            *(1000, 1002, 1003, 1005, 1007, 1009, 1014, 1015, 1016, 1021, 1022, 1028),  # bool to oid, text among them
+            *(1041, 1040, 651, 775, 1115, 1182, 1183, 1185, 1187, 1231, 1270, 2951),  # addresses, times, numeric, uuid
+        ),
+        array,
+    ),
+}
+
+
+def converter(type_oid: int) -> Converter:
+    """Return the function for values of a builtin type; anything unknown is text."""
+    return _CONVERTERS.get(type_oid, text)
+
+
+def field_hash(value: Value) -> bytes:
+    """Return 8 bytes by which a value is known again, in other runs and on other machines too.
+
+    Types count (``1``, ``True`` and ``"1"`` differ), and so do a numeric's trailing zeros.
+    """
+    return blake2b(_FORMS[value.__class__](value), digest_size=HASH_BYTES).digest()
+
+
+def _form_of_ref(ref: Ref) -> bytes:
+    return f"r{ref.object}\0{ref.key_field}\0{ref.key}".encode()
+
+
+# A str may hold a lone surrogate only if the config brought it in; hashing must not be what fails then.
+_FORMS: Final[dict[type, Callable[..., bytes]]] = {
+    str: lambda value: b"s" + value.encode("utf-8", "surrogatepass"),
+    type(None): lambda _: b"n",
+    int: lambda value: b"i%d" % value,
+    bool: lambda value: b"b1" if value else b"b0",
+    float: lambda value: b"f" + repr(value).encode(),
+    Decimal: lambda value: b"d" + str(value).encode(),
+    dt.datetime: lambda value: b"t" + value.isoformat().encode(),
+    dt.date: lambda value: b"y" + value.isoformat().encode(),
+    Ref: _form_of_ref,
+}
+
+
+def _not_finite() -> RowRejectedError:
+    return RowRejectedError("number-not-finite", None, "NaN and infinity have no form in a CRM")
+
+
+def _no_such_time(what: str) -> RowRejectedError:
+    return RowRejectedError(
+        "time-out-of-range",
+        None,
+        f"the {what} is infinite, or its year is not between 1 and 9999: CRMs have no such time",
+    )
