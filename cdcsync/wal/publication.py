@@ -190,7 +190,8 @@ async def _refuse_filters_outside_identity(connection: Connection, name: str) ->
     if server_version(connection) < VERSION_15:
         return
     query = """
-        SELECT n.nspname || '.' || c.relname, string_agg(DISTINCT a.attname, ', '), format('%%I.%%I', nspname, relname)
+        SELECT n.nspname || '.' || c.relname, string_agg(DISTINCT a.attname, ', '),
+               format('%%I.%%I', n.nspname, c.relname)
         FROM pg_publication p
         JOIN pg_publication_rel r ON r.prpubid = p.oid
         JOIN pg_depend d ON d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid
