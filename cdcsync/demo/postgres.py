@@ -121,6 +121,10 @@ class EmbeddedPostgres:
         (self.data / "embedded.conf").write_text(self._configuration())
         self._run("pg_ctl", "-D", self.data, "reload")
 
+    def program(self, name: str) -> Path:
+        """Name one of the server's programs (``psql``, ``pg_dump`` …) on disk."""
+        return Path(POSTGRES_VERSIONS[self.version]) / name
+
     @property
     def pid(self) -> int:
         """The postmaster's process id. Raises SourceUnavailableError when it is not running."""
