@@ -1,0 +1,313 @@
+"""One mapping's rows on their way: waiting, ready, held back, in flight. Pure; the clock is an argument.
+
+A row may go when nothing in flight and nothing that has to go first touches its key. What may not go is *held*
+until what it waits for has settled; only rows that wait for their own predecessor or parent are held. The
+backlog also remembers which rows changed since the last tick, for the journal.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from cdcsync.coalesce import Event, Fold, PendingRow
+from cdcsync.model import Position
+
+WAITING = 0
+"""Journal slot of a row that waits."""
+IN_BATCH = -1
+"""Journal slot of a row in flight outside a bulk job; a job's rows are journaled under its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A row that was handed to the CRM; ``job`` is a bulk job's number or IN_BATCH."""
+
+    row: PendingRow
+    job: int
+
+
+class Backlog:
+    """The rows of one mapping that are not settled yet."""
+
+    def __init__(self, mapping: str) -> None:
+        self.mapping = mapping
+        self.fold = Fold()
+        self.ready: dict[str, float] = {}
+        """Keys that may be looked at, with the time since when; oldest first."""
+        self.held: dict[str, str] = {}
+        """Keys that must wait, and for what, in words."""
+        self.in_flight: dict[str, Flight] = {}
+        self.parked: set[str] = set()
+        """Keys of rejected rows."""
+        self.anchored: dict[str, str] = {}
+        """Key that the CRM knows → key of the rejected row whose record still stands under it."""
+        self.fed = 0
+        """Changes received, ever."""
+        self._busy: dict[str, str] = {}
+        """Key that a row in flight occupies (its own, and those it leaves) → that row's key."""
+        self._oldest: list[tuple[Position, str]] = []
+        self._dirty: set[tuple[str, int]] = set()
+        self._journaled: set[tuple[str, int]] = set()
+
+    def __len__(self) -> int:
+        return len(self.fold.waiting) + len(self.in_flight)
+
+    def feed(self, event: Event, now: float, *, uncertain: bool = False) -> list[str]:
+        """Take one change in; returns the keys of waiting rows that it made or changed."""
+        self.fed += 1
+        old = event.old_key
+        touched = self.fold.feed(event, uncertain=uncertain)
+        for key in touched:
+            self._woken(key, now)
+        if old is not None and old != event.key:
+            self._dirty.add((old, WAITING))
+            if old not in self.fold.waiting:
+                self.ready.pop(old, None)
+                self.held.pop(old, None)
+        return touched
+
+    def restore(self, rows: Iterable[tuple[int, PendingRow]], now: float) -> None:
+        """Load what the journal holds. What was in flight outside a job may have arrived, or not."""
+        flights: list[PendingRow] = []
+        for job, row in rows:
+            self._journaled.add((row.key, job))
+            row.uncertain = True
+            if job == WAITING:
+                self.fold.put(row)
+                self._woken(row.key, now)
+            elif job == IN_BATCH:
+                flights.append(row)
+            else:
+                self._fly(row, job)
+        for row in flights:
+            self._dirty.add((row.key, IN_BATCH))
+            self._give_back(row, now)
+
+    def take(self, limit: int, job: int = IN_BATCH) -> list[PendingRow]:
+        """Take up to ``limit`` rows that may go now; what may not is held on the key in its way."""
+        rows: list[PendingRow] = []
+        for key in list(islice(self.ready, limit)):
+            obstacle = self._obstacle(key)
+            del self.ready[key]
+            if obstacle is not None:
+                self.held[key] = f"key {obstacle} has to settle first"
+                continue
+            row = self.fold.take(key)
+            self._fly(row, job)
+            self._dirty.add((key, WAITING))
+            rows.append(row)
+        return rows
+
+    def assign(self, row: PendingRow, job: int) -> None:
+        """Move a row in flight into a bulk job."""
+        self._dirty.add((row.key, self.in_flight[row.key].job))
+        self.in_flight[row.key] = Flight(row, job)
+        self._dirty.add((row.key, job))
+
+    def settle(self, row: PendingRow, now: float) -> None:
+        """Let go of a row in flight for good; what waited for its keys is looked at again."""
+        self._land(row)
+        for key in row.keys:
+            self._release(key, now)
+
+    def give_back(self, row: PendingRow, now: float, hold: str | None = None) -> str:
+        """Return a row in flight that has to be sent again: ready at once, or held for the reason given.
+
+        The answer is the key that it waits under, folded with what came meanwhile.
+        """
+        self._land(row)
+        key = self._give_back(row, now)
+        if hold is not None and key == row.key:
+            self.ready.pop(key, None)
+            self.held[key] = hold
+        for freed in row.keys:
+            if freed != key:
+                self._release(freed, now)
+        return key
+
+    def park(self, row: PendingRow, now: float) -> None:
+        """Let go of a rejected row in flight."""
+        self.mark_parked(row)
+        self.settle(row, now)
+
+    def mark_parked(self, row: PendingRow) -> None:
+        """Remember that a row is parked."""
+        self.parked.add(row.key)
+        for origin in row.origins:
+            self.anchored[origin] = row.key
+
+    def unpark(self, row: PendingRow, now: float) -> None:
+        """Forget that a row is parked, because it is folded into a later change, or sent again."""
+        self.parked.discard(row.key)
+        for origin in row.origins:
+            if self.anchored.pop(origin, None) is not None:
+                self._release(origin, now)
+
+    def readmit(self, row: PendingRow, now: float) -> str:
+        """Let a parked row wait again; returns the key that it waits under."""
+        self.unpark(row, now)
+        return self._give_back(row, now)
+
+    def refit(self, row: PendingRow, change: Callable[[PendingRow], PendingRow], now: float) -> None:
+        """Change a row in flight in place, keeping track of the keys that it occupies."""
+        before = row.keys
+        for key in before:
+            self._busy.pop(key, None)
+        change(row)
+        self._fly(row, self.in_flight[row.key].job)
+        for key in set(before) - set(row.keys):
+            self._release(key, now)
+
+    def wake(self, key: str, now: float) -> None:
+        """Look at a held row again."""
+        if key in self.held:
+            self._woken(key, now)
+
+    def wake_all(self, now: float) -> None:
+        """Look at every held row again."""
+        for key in list(self.held):
+            self._woken(key, now)
+
+    def holds_up(self, key: str) -> bool:
+        """Whether a child of the record ``key`` must wait although the ledger knows that record."""
+        flight = self.in_flight.get(self._busy.get(key, ""))
+        if flight is not None and (flight.row.deleted or flight.row.key != key):
+            return True
+        return key in self.fold.movers
+
+    def will_write(self, key: str) -> bool:
+        """Whether a write of the record ``key`` is waiting or in flight."""
+        row = self.fold.waiting.get(key)
+        if row is None:
+            flight = self.in_flight.get(key)
+            row = flight.row if flight is not None else None
+        return row is not None and not row.deleted
+
+    def knows(self, key: str) -> bool:
+        """Whether a row under this key, or leaving it, is not settled."""
+        return key in self.fold.waiting or key in self.fold.movers or key in self._busy
+
+    def oldest(self) -> Position | None:
+        """Return the first position of the oldest row that is not settled."""
+        while self._oldest:
+            first, key = self._oldest[0]
+            if any(row.first == first for row in self._rows_of(key)):
+                return first
+            heapq.heappop(self._oldest)
+        return None
+
+    def oldest_time(self) -> float | None:
+        """Return the commit time (Unix) of the change that has waited longest, roughly: that of ``oldest``."""
+        first = self.oldest()
+        if first is None:
+            return None
+        return min(row.since for row in self._rows_of(self._oldest[0][1]) if row.first == first)
+
+    def changed(self) -> Iterator[tuple[str, int, PendingRow | None]]:
+        """Yield (key, slot, row or None) of what the journal must write or drop, and start anew."""
+        for key, slot in self._dirty:
+            row = self._row_at(key, slot)
+            if row is not None:
+                self._journaled.add((key, slot))
+                yield key, slot, replace(row)
+            elif (key, slot) in self._journaled:
+                self._journaled.discard((key, slot))
+                yield key, slot, None
+        self._dirty = set()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything changed since the last tick."""
+        return bool(self._dirty)
+
+    def _row_at(self, key: str, slot: int) -> PendingRow | None:
+        if slot == WAITING:
+            return self.fold.waiting.get(key)
+        flight = self.in_flight.get(key)
+        return flight.row if flight is not None and flight.job == slot else None
+
+    def _rows_of(self, key: str) -> Iterator[PendingRow]:
+        if key in self.fold.waiting:
+            yield self.fold.waiting[key]
+        if key in self.in_flight:
+            yield self.in_flight[key].row
+
+    def _obstacle(self, key: str) -> str | None:
+        row = self.fold.waiting[key]
+        for other in row.keys:
+            if other in self._busy:
+                return self._busy[other]
+        predecessor = self._predecessor(key)
+        if predecessor is None:
+            return self.anchored.get(key)
+        circle = self._circle(key)
+        if circle is None:
+            return predecessor
+        freed = {other for member in circle for other in self.fold.waiting[member].keys}
+        since = self.ready[key]
+        for member in self.fold.forget_origins(circle):
+            self._woken(member, since)
+        for other in freed:
+            self._release(other, since)
+        return None
+
+    def _predecessor(self, key: str) -> str | None:
+        """Return the key of the waiting row that has to go before the one at ``key``."""
+        leaving = self.fold.movers.get(key)
+        if leaving:
+            return leaving[0]
+        for origin in self.fold.waiting[key].origins:
+            first = self.fold.movers[origin][0]
+            if first != key:
+                return first
+        return None
+
+    def _circle(self, key: str) -> list[str] | None:
+        """Return the keys of rows that wait for each other in a circle through ``key``, as when two rows swap keys."""
+        seen: list[str] = []
+        step = self._predecessor(key)
+        while step is not None and step not in seen:
+            seen.append(step)
+            if step == key:
+                return seen
+            step = self._predecessor(step)
+        return None
+
+    def _fly(self, row: PendingRow, job: int) -> None:
+        self.in_flight[row.key] = Flight(row, job)
+        for key in row.keys:
+            self._busy[key] = row.key
+        self._dirty.add((row.key, job))
+        heapq.heappush(self._oldest, (row.first, row.key))
+
+    def _land(self, row: PendingRow) -> None:
+        flight = self.in_flight.pop(row.key)
+        self._dirty.add((row.key, flight.job))
+        for key in row.keys:
+            self._busy.pop(key, None)
+
+    def _give_back(self, row: PendingRow, now: float) -> str:
+        newer = self.fold.newer_than(row)
+        origins = self.fold.waiting[newer].origins if newer is not None else ()
+        key = self.fold.give_back(row)
+        for touched in (key, *origins):
+            if touched in self.fold.waiting:
+                self._woken(touched, now)
+        return key
+
+    def _woken(self, key: str, now: float) -> None:
+        self.held.pop(key, None)
+        self.ready.setdefault(key, now)
+        self._dirty.add((key, WAITING))
+        heapq.heappush(self._oldest, (self.fold.waiting[key].first, key))
+
+    def _release(self, key: str, now: float) -> None:
+        if key in self.held:
+            self._woken(key, now)
+        # Rows that are to leave this key may be held under the keys that they go to.
+        for mover in self.fold.movers.get(key, ()):
+            if mover in self.held:
+                self._woken(mover, now)

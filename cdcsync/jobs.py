@@ -1,0 +1,229 @@
+"""A lane's bulk jobs. Each step is written down before it is taken, so a crash at any point costs no row and no double.
+
+A job is planned by a tick that journals its rows under the job's number; from then on they are in flight until its
+results are read. After a start the job goes on with the step that follows the last one known: an open job whose id
+was lost is looked for first, an upload or a close that was done already is recognised by the adapter.
+
+A job whose mapping has changed since (``digest``) is not uploaded; if it was, its end is awaited and its rows are
+sent once more under the new mapping.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from cdcsync.apply.base import BulkDestination
+from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
+from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome, Rejected
+from cdcsync.plan import Draft, asks_for, map_rows, redraft
+from cdcsync.route import Route
+from cdcsync.state import Job, Tick
+
+if TYPE_CHECKING:
+    from cdcsync.lane import Lane  # a lane owns its jobs; here only for its type
+
+T = TypeVar("T")
+
+FIRST_POLL = 0.5
+LONGEST_POLL = 20.0
+POLL_GROWTH = 1.5
+
+
+class JobRunner:
+    """The bulk jobs of one lane."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._jobs: dict[int, Job] = {}
+        self._status: dict[int, JobStatus] = {}
+        self._unwritten: dict[int, Job | None] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def active(self) -> list[tuple[Job, JobStatus | None]]:
+        """The jobs in hand, with the CRM's last word on each."""
+        return [(job, self._status.get(number)) for number, job in self._jobs.items()]
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a tick has anything to write."""
+        return bool(self._unwritten)
+
+    def collect(self, tick: Tick) -> None:
+        """Add the jobs that began or ended to a tick."""
+        tick.jobs.extend(self._unwritten.items())
+        self._unwritten = {}
+
+    def restore(self, jobs: Iterable[Job]) -> None:
+        """Load this lane's part of the jobs that were not settled at the last tick."""
+        names = {route.name: route for route in self._lane.routes}
+        for job in jobs:
+            if job.mapping in names:
+                self._jobs[job.id] = job
+                names[job.mapping].jobs += 1
+
+    def resume(self, tasks: asyncio.TaskGroup) -> None:
+        """Take up the restored jobs; later ones run in the same task group."""
+        self._tasks = tasks
+        for job in self._jobs.values():
+            self._spawn_job(self._resume(job))
+
+    def stop(self) -> None:
+        """Leave the jobs alone; they are taken up at the next start."""
+        for task in self._running:
+            task.cancel()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the batches, within the lane's task group."""
+        if self._tasks is not None:
+            self._tasks.create_task(work)
+
+    async def start(self, route: Route, op: Op, drafts: list[Draft]) -> None:
+        """Write a new job down with its rows, and set it going."""
+        number = self._lane.around.next_job()
+        job = Job(number, route.name, op, JobState.PLANNED, None, time.time(), len(drafts), digest(route))
+        for draft in drafts:
+            route.backlog.assign(draft.row, number)
+        self._jobs[number] = self._unwritten[number] = job
+        route.jobs += 1
+        await self._lane.around.tick()
+        self._spawn_job(self._run(route, job, drafts))
+
+    def _spawn_job(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._tasks is not None  # noqa: S101 — the lane runs
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _resume(self, job: Job) -> None:
+        route = next(route for route in self._lane.routes if route.name == job.mapping)
+        rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
+        mapped, _ = map_rows(route.mapper, rows)
+        known = await self._lane.known(route, asks_for(rows))
+        await self._run(route, job, redraft(rows, job.op, mapped, known, route.fields), resumed=True)
+
+    async def _run(self, route: Route, job: Job, drafts: list[Draft], *, resumed: bool = False) -> None:
+        batch = Batch(route.target, job.op, tuple(draft.record for draft in drafts))
+        changed = job.digest != digest(route)
+        try:
+            if changed and job.state in (JobState.PLANNED, JobState.CREATED):
+                self._end(route, job, uncertain=True)
+                return
+            job = await self._submit(job, batch, resumed=resumed)
+            status = await self._await_end(job)
+            outcomes = await self._outcomes(job, batch, status)
+        except BatchRejectedError as error:
+            outcomes = [Rejected(error.reason, error.message, error.field)] * len(drafts)
+        except FatalError as error:
+            self._lane.failed(error)
+            self._end(route, job, uncertain=False)
+            return
+        if outcomes is None or changed:
+            self._end(route, job, uncertain=True)
+            return
+        self._lane.settle(route, drafts, outcomes)
+        self._lane.log.info("job settled", map=route.name, op=job.op.value, job=job.crm_job, records=job.records)
+        self._end(route, job, uncertain=True)
+
+    async def _submit(self, job: Job, batch: Batch, *, resumed: bool) -> Job:
+        crm = self._crm
+        if job.state is JobState.PLANNED:
+            crm_job = await self._created(job, batch, resumed=resumed)
+            job = await self._save(replace(job, state=JobState.CREATED, crm_job=crm_job))
+        crm_job = job.crm_job or ""
+        if job.state is JobState.CREATED:
+            await self._step(crm.bulk_upload, crm_job, batch)
+            job = await self._save(replace(job, state=JobState.UPLOADED))
+        if job.state is JobState.UPLOADED:
+            await self._step(crm.bulk_close, crm_job)
+            job = await self._save(replace(job, state=JobState.CLOSED))
+        return job
+
+    async def _created(self, job: Job, batch: Batch, *, resumed: bool) -> str:
+        """Create the job; where an earlier attempt may have done so, look for it first."""
+        crm, look = self._crm, resumed
+        while True:
+            try:
+                if look:
+                    found = await self._lane.call(crm.bulk_find, batch.target, job.op, job.planned)
+                    if found is not None and not self._is_ours_already(found):
+                        return found
+                return await self._lane.call(crm.bulk_create, batch.target, job.op)
+            except FatalError:
+                raise
+            except DestinationError as error:
+                look = look or isinstance(error, TransientError)
+                await self._pause(error)
+
+    def _is_ours_already(self, crm_job: str) -> bool:
+        return any(job.crm_job == crm_job for job in self._jobs.values())
+
+    async def _await_end(self, job: Job) -> JobStatus:
+        delay = FIRST_POLL
+        while True:
+            status = await self._step(self._crm.bulk_poll, job.crm_job or "")
+            self._status[job.id] = status
+            if status.state == "open":
+                await self._step(self._crm.bulk_close, job.crm_job or "")
+            elif status.state != "running":
+                return status
+            await asyncio.sleep(delay)
+            delay = min(LONGEST_POLL, delay * POLL_GROWTH)
+
+    async def _outcomes(self, job: Job, batch: Batch, status: JobStatus) -> list[Outcome] | None:
+        """Read the results; None where the CRM has none, so that what it did is not known."""
+        if status.state == "missing":
+            return None
+        if status.state == "failed" and status.processed == 0:
+            raise FatalError(
+                f"bulk job {job.crm_job} of {job.mapping} failed: {status.message}",
+                hint="The CRM looked at no row: a field or the object is not there for this user. Run `cdcsync check`.",
+            )
+        return await self._step(self._crm.bulk_results, job.crm_job or "", batch)
+
+    def _end(self, route: Route, job: Job, *, uncertain: bool) -> None:
+        """Forget a job; rows that it did not settle are sent again."""
+        rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
+        self._lane.give_back(route, rows, uncertain=uncertain, job=job.id)
+        self._jobs.pop(job.id, None)
+        self._status.pop(job.id, None)
+        self._unwritten[job.id] = None
+        route.jobs -= 1
+        self._lane.nudge()
+
+    async def _step(self, work: Callable[..., T], *arguments: object) -> T:
+        """Take a step until it succeeds; every step may be repeated."""
+        while True:
+            try:
+                result = await self._lane.call(work, *arguments)
+            except (BatchRejectedError, FatalError):
+                raise
+            except DestinationError as error:
+                await self._pause(error)
+            else:
+                self._lane.recovered()
+                return result
+
+    async def _pause(self, error: DestinationError) -> None:
+        self._lane.failed(error)
+        await asyncio.sleep(max(0.1, self._lane.blocked_for))
+
+    async def _save(self, job: Job) -> Job:
+        self._jobs[job.id] = job
+        await self._lane.around.on_file(lambda state: state.save_job(job))
+        return job
+
+    @property
+    def _crm(self) -> BulkDestination:
+        return cast("BulkDestination", self._lane.destination)
+
+
+def digest(route: Route) -> str:
+    """Identify a mapping's meaning: what is sent for a row is the same as long as this is."""
+    return hashlib.blake2b(route.config.model_dump_json().encode(), digest_size=8).hexdigest()

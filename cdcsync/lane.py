@@ -1,0 +1,727 @@
+"""One CRM's life: its mappings' rows are taken, planned, sent and settled here, within its limits.
+
+A lane never makes the reader wait, and nothing flows back from it but what the next tick writes. Several batches are
+under way at once, no two with a common key. Where a row stands is always one of: waiting or held or in flight (its
+``Backlog`` knows), parked (rejected), or settled (the ledger knows).
+
+* Before anything is sent, the *horizon* is written down: the position up to which changes may have reached the CRM.
+  After a crash nothing is sent until the stream has come past it again, and everything up to it is ``uncertain``.
+* A request that failed as a whole makes its rows uncertain and ready again; the lane backs off, for ever, visibly.
+* An answer per record settles the row: applied (ledger), rejected (parked), or ready again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+
+from cdcsync.apply.base import Destination
+from cdcsync.apply.limiter import Limiter
+from cdcsync.backlog import IN_BATCH
+from cdcsync.books import Books
+from cdcsync.coalesce import Event, PendingRow, over
+from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError, TransientError
+from cdcsync.jobs import JobRunner
+from cdcsync.mappers.compile import Mapped
+from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position, Rejected, Retry
+from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
+from cdcsync.route import Route
+from cdcsync.state import Known, Reject, State, Tick
+
+T = TypeVar("T")
+
+FIRST_BACKOFF = 0.5
+LONGEST_BACKOFF = 60.0
+FATAL_BACKOFF = 60.0
+"""A person has to act on a fatal answer; look once a minute whether it has happened."""
+ROW_RETRY = 1.0
+"""Seconds after which a row that met a lock is sent again."""
+
+MANY_ROWS = 1_000
+
+
+class Surroundings(Protocol):
+    """What a lane needs of the pipeline."""
+
+    @property
+    def position(self) -> Position:
+        """The stream's position: every change up to it was fed."""
+
+    async def on_file(self, work: Callable[[State], T]) -> T:
+        """Run ``work`` on the state file, in the file's thread."""
+
+    async def tick(self) -> None:
+        """Write everything down now."""
+
+    def next_job(self) -> int:
+        """Return a number for a new bulk job; no two unsettled jobs of any lane share one."""
+
+
+class Lane:
+    """One CRM with its mappings, parents first."""
+
+    def __init__(
+        self,
+        name: str,
+        destination: Destination,
+        limiter: Limiter,
+        routes: Sequence[Route],
+        surroundings: Surroundings,
+        *,
+        max_wait: float,
+        log: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self.name = name
+        self.destination = destination
+        self.limiter = limiter
+        self.routes = list(routes)
+        self.books = Books(name)
+        self.last_error: str | None = None
+        self.retry_at: float | None = None
+        """Unix time of the next attempt while backing off."""
+        self.stopping = False
+        self._by_name = {route.name: route for route in routes}
+        self.around = surroundings
+        self._max_wait = max_wait
+        self.log = log.bind(crm=name)
+        self._wake = asyncio.Event()
+        self._active = 0
+        self._turn = 0
+        self._failures = 0
+        self._blocked_until = 0.0
+        self._opened = False
+        self._horizon = START
+        self._replay = START
+        self._waiters: dict[tuple[str, str], set[tuple[str, str]]] = {}
+        self._orphans: dict[tuple[str, str], set[tuple[str, str]]] = {}
+        """(parent mapping, key) → parked children that go when that parent has come."""
+        self._threads = ThreadPoolExecutor(destination.limits.max_parallel + 2, thread_name_prefix=f"crm-{name}")
+        self.jobs = JobRunner(self)
+        _link_parents(self.routes)
+
+    # --- what comes in
+
+    def restore(self, state: State) -> None:
+        """Load what the state file holds of this lane. Called once, before anything is fed."""
+        now = time.monotonic()
+        self.books.counters.update(state.counters(self.name))
+        self._horizon = self._replay = state.horizon(self.name)
+        for route in self.routes:
+            route.backfill = state.backfill(route.name)
+            route.applied = self.books.counters[f"applied:{route.name}"]
+            route.backlog.restore(state.journal(route.name), now)
+            for key, name, crm_id in state.sent_links(route.name):
+                self.books.link_sent(route.name, key, name, crm_id)
+            for reject in state.rejects(route.name):
+                route.backlog.mark_parked(reject.row)
+                route.reasons[reject.code, reject.field] += 1
+                self._remember_orphan(route, reject)
+        self.jobs.restore(state.jobs())
+
+    def feed(self, route: Route, event: Event) -> None:
+        """Take one change in."""
+        route.backlog.feed(event, time.monotonic(), uncertain=event.position <= self._replay)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Look at the rows again (the stream moved on, a backfill ended, a pause was lifted)."""
+        self._wake.set()
+
+    def copied(self, route: Route) -> None:
+        """Look again at the children that waited for a row of a table whose backfill has ended."""
+        for child in route.children:
+            child.backlog.wake_all(time.monotonic())
+        self.nudge()
+
+    # --- what a tick takes
+
+    def collect(self, tick: Tick) -> None:
+        """Add everything that changed since the last tick."""
+        counters = self.books.counters
+        for route in self.routes:
+            backlog = route.backlog
+            tick.journal.extend((route.name, key, job, row) for key, job, row in backlog.changed())
+            counters["changes_in"] += backlog.fed
+            counters["coalesced"] += backlog.fold.coalesced
+            backlog.fed = backlog.fold.coalesced = 0
+            counters[f"applied:{route.name}"] = route.applied
+        self.books.collect(tick)
+        self.jobs.collect(tick)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether a tick has anything to write for this lane."""
+        return self.books.dirty or self.jobs.dirty or any(route.backlog.dirty for route in self.routes)
+
+    @property
+    def pending(self) -> int:
+        """Rows that are not settled."""
+        return sum(len(route.backlog) for route in self.routes)
+
+    @property
+    def rejected(self) -> int:
+        """Rows that are parked."""
+        return sum(len(route.backlog.parked) for route in self.routes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the waiting rows take, roughly."""
+        return sum(route.backlog.fold.size for route in self.routes)
+
+    def oldest(self) -> Position | None:
+        """Return the position of the oldest change that is not settled."""
+        return min((first for route in self.routes if (first := route.backlog.oldest()) is not None), default=None)
+
+    def oldest_time(self) -> float | None:
+        """Return the commit time (Unix) of the oldest change that is not settled."""
+        return min((at for route in self.routes if (at := route.backlog.oldest_time()) is not None), default=None)
+
+    @property
+    def state(self) -> str:
+        """What the lane does, in the status's words."""
+        if self.stopping:
+            return "stopped"
+        if time.monotonic() < self._blocked_until:
+            return "backing off"
+        if self.routes and all(route.paused for route in self.routes):
+            return "paused"
+        return "running"
+
+    def totals(self) -> Counter[str]:
+        """Return the counters as of now."""
+        totals = Counter(self.books.counters)
+        totals["changes_in"] += sum(route.backlog.fed for route in self.routes)
+        totals["coalesced"] += sum(route.backlog.fold.coalesced for route in self.routes)
+        return totals
+
+    def balance(self) -> int:
+        """Return the number of changes unaccounted for: 0, or an alarm."""
+        totals = self.totals()
+        settled = totals["applied"] + totals["suppressed"] + totals["coalesced"]
+        return totals["changes_in"] - (settled + self.rejected + self.pending)
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Open the CRM, take up its jobs again, and send until stopped; in-flight batches settle before it returns."""
+        async with asyncio.TaskGroup() as tasks:
+            await self._open()
+            self.jobs.resume(tasks)
+            while not self.stopping:
+                self._wake.clear()
+                delay = self._dispatch(tasks)
+                await self._sleep(delay)
+            self.jobs.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def stop(self) -> None:
+        """Take no further rows; ``run`` returns when what is in flight has settled."""
+        self.stopping = True
+        self.limiter.close()
+        self.nudge()
+
+    async def _open(self) -> None:
+        while not self.stopping and not self._opened:
+            try:
+                await self.call(self.destination.open)
+                self._opened = True
+                self.recovered()
+            except DestinationError as error:
+                self.failed(error)
+                await self._sleep(self.blocked_for)
+
+    async def _sleep(self, delay: float | None) -> None:
+        try:
+            async with asyncio.timeout(delay):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    def _dispatch(self, tasks: asyncio.TaskGroup) -> float | None:
+        """Start what may start now; returns the seconds until the next look, None if only an event can change that."""
+        now = time.monotonic()
+        if now < self._blocked_until:
+            return self._blocked_until - now
+        if not self.caught_up:
+            return None
+        most = min(self.destination.limits.max_parallel, self.limiter.parallel)
+        self._release_deferred(now)
+        delays: list[float] = []
+        for step in range(len(self.routes)):
+            route = self.routes[(self._turn + step) % len(self.routes)]
+            while self._active < most:
+                rows = self._next_rows(route, now, delays)
+                if not rows:
+                    break
+                self._active += 1
+                tasks.create_task(self._carry(route, rows))
+        if self._active >= most:
+            self._turn = (self._turn + 1) % len(self.routes)
+            return None
+        return min(delays, default=None)
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the stream is past everything that may have been sent before the last start."""
+        return self.around.position >= self._replay
+
+    def _next_rows(self, route: Route, now: float, delays: list[float]) -> list[PendingRow]:
+        ready = route.backlog.ready
+        if not ready or route.paused:
+            return []
+        limits = self.destination.limits
+        least = limits.batch[Op.UPSERT]
+        wait = next(iter(ready.values())) + self._max_wait - now
+        if wait > 0 and len(ready) < least:
+            delays.append(wait)
+            return []
+        bulk = limits.bulk_from is not None and len(ready) >= limits.bulk_from
+        if bulk and route.jobs:
+            return []
+        rows: list[PendingRow] = []
+        while not rows and ready:
+            rows = self._defer(route, route.backlog.take(limits.bulk_records if bulk else least), now)
+        return rows
+
+    # --- deletes after their children
+
+    def _defer(self, route: Route, rows: list[PendingRow], now: float) -> list[PendingRow]:
+        """Hold deletes of parents back while older changes of their children are under way."""
+        if not route.children or not any(row.deleted for row in rows):
+            return rows
+        going = []
+        for row in rows:
+            if row.deleted and self._children_before(route, row.last):
+                key = route.backlog.give_back(row, now, hold="children are to be settled first")
+                route.deferred.add(key)
+            else:
+                going.append(row)
+        return going
+
+    def _release_deferred(self, now: float) -> None:
+        for route in self.routes:
+            for key in list(route.deferred):
+                row = route.backlog.fold.waiting.get(key)
+                if row is None or not row.deleted or not self._children_before(route, row.last):
+                    route.deferred.discard(key)
+                    route.backlog.wake(key, now)
+
+    @staticmethod
+    def _children_before(route: Route, position: Position) -> bool:
+        for child in route.children:
+            backlog = child.backlog
+            first = backlog.oldest()
+            # Children that are all held may wait for a row that comes after this very delete.
+            if first is not None and first <= position and (backlog.ready or backlog.in_flight):
+                return True
+        return False
+
+    # --- one batch
+
+    async def _carry(self, route: Route, rows: list[PendingRow]) -> None:
+        """Plan and send rows that were taken; each is settled, parked, or waiting again when this returns."""
+        try:
+            for draft_group in await self._plan(route, rows):
+                await self._send(route, *draft_group)
+            self.recovered()
+        except DestinationError as error:
+            self.failed(error)
+            self.give_back(route, rows, uncertain=isinstance(error, TransientError))
+        finally:
+            self._active -= 1
+            self.nudge()
+
+    async def _plan(self, route: Route, rows: list[PendingRow]) -> list[tuple[Op, list[Draft]]]:
+        rows = await self._absorb_parked(route, rows)
+        mapped, unmapped = await self.aside(rows, map_rows, route.mapper, rows)
+        for row, rejected in unmapped:
+            self._park(route, row, rejected)
+        ready = [row for row in rows if row.deleted or row.key in mapped]
+        if route.config.on_delete == "ignore":
+            ready = self._drop_deletes(route, ready)
+        ready, links = await self._wait_for_parents(route, ready, mapped)
+        facts = Facts(
+            known=await self.known(route, asks_for(ready)), links=links, sent_links=self._sent_links(route, ready)
+        )
+        plan = await self.aside(rows, decide, ready, mapped, facts, route.fields)
+        if plan.ask:
+            await self._announce(route, ())
+            found = await self.call(self.destination.find, route.target, list(dict.fromkeys(asks_for(plan.ask))))
+            asked = Facts(facts.known, found, asked=True, links=links, sent_links=facts.sent_links)
+            second = decide(plan.ask, mapped, asked, route.fields)
+            plan.drafts += second.drafts
+            plan.nothing += second.nothing
+            plan.rejected += second.rejected
+        for row, rejected in plan.rejected:
+            self._park(route, row, rejected)
+        for row in plan.nothing:
+            self._suppress(route, row)
+        groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
+        return [(op, drafts) for op, drafts in groups if drafts]
+
+    async def _send(self, route: Route, op: Op, drafts: list[Draft]) -> None:
+        limits = self.destination.limits
+        if limits.bulk_from is not None and op is not Op.UPDATE and len(drafts) >= limits.bulk_from:
+            await self.jobs.start(route, op, drafts)
+            return
+        for start in range(0, len(drafts), limits.batch[op]):
+            chunk = drafts[start : start + limits.batch[op]]
+            await self._announce(route, chunk)
+            batch = Batch(route.target, op, tuple(draft.record for draft in chunk))
+            try:
+                outcomes = await self.call(self.destination.send, batch)
+            except BatchRejectedError as error:
+                outcomes = [Rejected(error.reason, error.message, error.field)] * len(chunk)
+            self.settle(route, chunk, outcomes)
+            self.log.info("sent", map=route.name, op=op.value, records=len(chunk), **_tally(outcomes))
+
+    async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
+        """Write down what is about to be sent, as far as it has not been."""
+        links = [
+            (route.name, draft.row.key, f"{link.to_object}:{link.type}", link.to_id)
+            for draft in drafts
+            for link in draft.record.links
+            if link.to_id is not None
+            and self.books.link_sent(route.name, draft.row.key, f"{link.to_object}:{link.type}", link.to_id)
+        ]
+        position = self.around.position
+        if position > self._horizon or links:
+            await self.around.on_file(lambda state: state.announce(self.name, position, links))
+            self._horizon = max(position, self._horizon)
+
+    # --- looking up
+
+    async def known(self, route: Route, keys: Iterable[str]) -> dict[str, Known]:
+        """Look records up in the ledger, as it will be after the next tick."""
+        wanted = set(keys)
+        known: dict[str, Known] = {}
+        asked = []
+        for key in wanted:
+            if (route.name, key) in self.books.ledger:
+                fresh = self.books.ledger[route.name, key]
+                if fresh is not None:
+                    known[key] = fresh
+            else:
+                asked.append(key)
+        if asked:
+            stored = await self.around.on_file(lambda state: state.known(route.name, asked))
+            # What was settled while the file was read is newer than what the file said.
+            for key, entry in stored.items():
+                latest = self.books.ledger.get((route.name, key), entry)
+                if latest is not None:
+                    known[key] = latest
+        return known
+
+    async def _absorb_parked(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
+        """Fold rows over the rejected states of themselves, which they supersede."""
+        backlog = route.backlog
+        keys = [key for key in asks_for(rows) if key in backlog.parked]
+        if not keys:
+            return rows
+        parked = {reject.row.key: reject for reject in await self.rejects(route, keys)}
+        for row in rows:
+            for key in row.keys:
+                if key not in parked or key not in backlog.parked:
+                    continue
+                old = parked[key].row
+                backlog.unpark(old, time.monotonic())
+                self._unlist(route, parked[key])
+                self.books.counters["coalesced"] += 1
+                if key != row.key or not row.origins:
+                    backlog.refit(row, partial(over, old), time.monotonic())
+        return rows
+
+    def _unlist(self, route: Route, reject: Reject) -> None:
+        """Take a row off the list of rejects."""
+        self.books.rejects[route.name, reject.row.key] = None
+        route.reasons[reject.code, reject.field] -= 1
+        route.reasons += Counter()  # drops what has come to zero
+
+    async def rejects(self, route: Route, keys: list[str]) -> list[Reject]:
+        """Read parked rows."""
+        fresh = [self.books.rejects[route.name, key] for key in keys if (route.name, key) in self.books.rejects]
+        asked = [key for key in keys if (route.name, key) not in self.books.rejects]
+        stored = await self.around.on_file(lambda state: list(state.rejects(route.name, asked))) if asked else []
+        return [reject for reject in [*fresh, *stored] if reject is not None]
+
+    def _sent_links(self, route: Route, rows: list[PendingRow]) -> dict[tuple[str, str], frozenset[str]]:
+        found: dict[tuple[str, str], frozenset[str]] = {}
+        for row in rows:
+            for key in row.keys:
+                for name, ids in self.books.sent_links.get((route.name, key), {}).items():
+                    found[row.key, name] = frozenset(ids) | found.get((row.key, name), frozenset())
+        return found
+
+    # --- parents before children
+
+    async def _wait_for_parents(
+        self, route: Route, rows: list[PendingRow], mapped: dict[str, Mapped]
+    ) -> tuple[list[PendingRow], dict[tuple[str, str], str]]:
+        """Hold or park the rows whose parents are not there yet; returns the others, and the ids that links go to."""
+        wanted: dict[str, list[tuple[Route, str, str | None]]] = {}
+        for row in rows:
+            if not row.deleted:
+                wanted[row.key] = list(self._parents(mapped[row.key]))
+        known: dict[tuple[str, str], Known] = {}
+        for parent in {entry[0] for entries in wanted.values() for entry in entries}:
+            keys = {key for entries in wanted.values() for owner, key, _ in entries if owner is parent}
+            for key, entry in (await self.known(parent, keys)).items():
+                known[parent.name, key] = entry
+        going: list[PendingRow] = []
+        links: dict[tuple[str, str], str] = {}
+        for row in rows:
+            for parent, key, name in wanted.get(row.key, ()):
+                if not await self._parent_ready(route, row, (parent, key, name), known):
+                    break
+                there = known.get((parent.name, key))
+                if name is not None and there is not None and there.crm_id is not None:
+                    links[row.key, name] = there.crm_id
+            else:
+                going.append(row)
+        return going, links
+
+    def _parents(self, mapped: Mapped) -> Iterable[tuple[Route, str, str | None]]:
+        """Yield (mapping, key, link slot or None) of each record that a row refers to."""
+        for parent in mapped.parents:
+            for route in self.routes:
+                if (route.target.object, route.target.key_field) == (parent.object, parent.key_field):
+                    yield route, parent.key, None
+        for link in mapped.links:
+            for route in self.routes:
+                if route.target.object == link.to_object and link.key is not None:
+                    yield route, link.key, slot(link)
+
+    async def _parent_ready(
+        self,
+        route: Route,
+        row: PendingRow,
+        reference: tuple[Route, str, str | None],
+        known: dict[tuple[str, str], Known],
+    ) -> bool:
+        """Whether a row may go as far as one of its parents is concerned; if not, the row is held or parked here."""
+        parent, key, link = reference
+        if parent is route and key == row.key:
+            return True
+        if (parent.name, key) not in known:
+            for entry in (await self.known(parent, [key])).values():
+                known[parent.name, key] = entry
+        backlog = parent.backlog
+        there = (parent.name, key) in known
+        if backlog.holds_up(key) or (not there and (backlog.will_write(key) or not parent.copied)):
+            self._hold(route, row, parent, key)
+            return False
+        if not there and link is not None and key not in backlog.parked:
+            there = await self._found(parent, key, known)
+        if not there and (link is not None or key in backlog.parked):
+            self._orphan(route, row, parent, key)
+            return False
+        return True
+
+    def _hold(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
+        reason = f"{parent.target.object} {key} has to be written first"
+        held = route.backlog.give_back(row, time.monotonic(), hold=reason)
+        self._waiters.setdefault((parent.name, key), set()).add((route.name, held))
+
+    def _orphan(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
+        why = "is itself rejected" if key in parent.backlog.parked else "does not exist"
+        self._park(route, row, Rejected("parent-missing", f"{parent.target.object} {key} {why}"))
+        self._orphans.setdefault((parent.name, key), set()).add((route.name, row.key))
+
+    async def _found(self, parent: Route, key: str, known: dict[tuple[str, str], Known]) -> bool:
+        """Ask the CRM for a parent that we never wrote, and remember it."""
+        await self._announce(parent, ())
+        found = (await self.call(self.destination.find, parent.target, [key])).get(key)
+        if found is not None:
+            entry = Known(found, (), b"", {}, START, time.time())
+            known[parent.name, key] = self.books.ledger[parent.name, key] = entry
+        return found is not None
+
+    def _remember_orphan(self, route: Route, reject: Reject) -> None:
+        if reject.code != "parent-missing" or reject.row.deleted:
+            return
+        mapped, _ = map_rows(route.mapper, [reject.row])
+        for entry in mapped.values():
+            for parent, key, _ in self._parents(entry):
+                self._orphans.setdefault((parent.name, key), set()).add((route.name, reject.row.key))
+
+    async def _adopt_orphans(self, children: set[tuple[str, str]]) -> None:
+        for name, key in children:
+            route = self._by_name[name]
+            for reject in await self.rejects(route, [key] if key in route.backlog.parked else []):
+                if key in route.backlog.parked:
+                    self._unlist(route, reject)
+                    route.backlog.readmit(reject.row, time.monotonic())
+        self.nudge()
+
+    # --- settling
+
+    def settle(self, route: Route, drafts: Sequence[Draft], outcomes: Sequence[Outcome]) -> None:
+        """Act on the answers to drafts that were sent, in the same order."""
+        for draft, outcome in zip(drafts, outcomes, strict=True):
+            if isinstance(outcome, Applied):
+                self._applied(route, draft, outcome)
+            elif isinstance(outcome, Rejected):
+                self._park(route, draft.row, outcome)
+            elif isinstance(outcome, Retry):
+                self._again(route, draft.row, outcome)
+            else:
+                self._missing(route, draft.row, outcome)
+
+    def _applied(self, route: Route, draft: Draft, outcome: Applied) -> None:
+        row, books = draft.row, self.books
+        if draft.op is Op.DELETE:
+            books.ledger[route.name, row.key] = None
+            books.counters["deleted"] += 1
+        else:
+            crm_id = outcome.crm_id or draft.record.crm_id
+            books.ledger[route.name, row.key] = Known(
+                crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, time.time()
+            )
+            books.counters["created"] += outcome.created
+        for origin in row.origins:
+            books.ledger[route.name, origin] = None
+        for key in row.keys:
+            books.links_settled(route.name, key)
+        books.counters["applied"] += 1
+        route.applied += 1
+        self._settled(route, row)
+
+    def _suppress(self, route: Route, row: PendingRow) -> None:
+        if row.deleted and row.uncertain:
+            self.books.ledger[route.name, row.key] = None
+        self.books.counters["suppressed"] += 1
+        self._settled(route, row)
+
+    def _settled(self, route: Route, row: PendingRow) -> None:
+        route.backlog.settle(row, time.monotonic())
+        self._wake_children(route, row)
+
+    def _wake_children(self, route: Route, row: PendingRow) -> None:
+        now = time.monotonic()
+        orphans: set[tuple[str, str]] = set()
+        for key in row.keys:
+            for name, child in self._waiters.pop((route.name, key), ()):
+                self._by_name[name].backlog.wake(child, now)
+            orphans |= self._orphans.pop((route.name, key), set())
+        if orphans:
+            self.jobs.spawn(self._adopt_orphans(orphans))
+
+    def _park(self, route: Route, row: PendingRow, reason: Rejected) -> None:
+        """Put a refused row aside, unless a later change of it is here already."""
+        backlog = route.backlog
+        if backlog.fold.newer_than(row) is not None:
+            backlog.give_back(row, time.monotonic())
+            return
+        self.books.rejects[route.name, row.key] = Reject(row, reason.code, reason.field, reason.message, time.time())
+        route.reasons[reason.code, reason.field] += 1
+        backlog.park(row, time.monotonic())
+        self._wake_children_of_parked(route, row)
+        self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
+
+    def _wake_children_of_parked(self, route: Route, row: PendingRow) -> None:
+        for name, child in self._waiters.pop((route.name, row.key), ()):
+            self._by_name[name].backlog.wake(child, time.monotonic())
+
+    def _again(self, route: Route, row: PendingRow, reason: Retry) -> None:
+        self.books.counters["retries"] += 1
+        key = route.backlog.give_back(row, time.monotonic(), hold=f"{reason.code}: will be sent again")
+        delay = ROW_RETRY * random.uniform(0.5, 1.5)  # noqa: S311 — spreads retries
+        asyncio.get_running_loop().call_later(delay, self._retry_row, route, key)
+
+    def _retry_row(self, route: Route, key: str) -> None:
+        route.backlog.wake(key, time.monotonic())
+        self.nudge()
+
+    def _missing(self, route: Route, row: PendingRow, outcome: Missing) -> None:
+        """Write under the new key what was to update a record that is gone."""
+        self.log.warning("record gone", map=route.name, message=outcome.message)
+        for origin in row.origins:
+            self.books.ledger[route.name, origin] = None
+        route.backlog.refit(row, _without_origins, time.monotonic())
+        route.backlog.give_back(row, time.monotonic())
+
+    def _drop_deletes(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
+        for row in rows:
+            if row.deleted:
+                self._suppress(route, row)
+        return [row for row in rows if not row.deleted]
+
+    def give_back(self, route: Route, rows: Iterable[PendingRow], *, uncertain: bool, job: int = IN_BATCH) -> None:
+        """Make rows ready again that are still in flight in a batch or job that did not work out."""
+        now = time.monotonic()
+        for row in rows:
+            flight = route.backlog.in_flight.get(row.key)
+            if flight is not None and flight.row is row and flight.job == job:
+                row.uncertain = row.uncertain or uncertain
+                self.books.counters["retries"] += 1
+                route.backlog.give_back(row, now)
+                self._wake_children(route, row)
+
+    # --- failing and recovering
+
+    async def aside(self, rows: Sequence[PendingRow], work: Callable[..., T], *arguments: object) -> T:
+        """Run pure work on rows in flight, in a thread where it would hold the event loop up."""
+        if len(rows) <= MANY_ROWS:
+            return work(*arguments)
+        return await asyncio.to_thread(work, *arguments)
+
+    async def call(self, work: Callable[..., T], *arguments: object) -> T:
+        """Run a blocking method of the destination in this lane's threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+
+    def failed(self, error: DestinationError) -> None:
+        """Note that a request failed as a whole, and back off."""
+        self.last_error = error.message
+        now = time.monotonic()
+        if isinstance(error, RateLimitedError) or now < self._blocked_until:
+            return
+        longest = FATAL_BACKOFF if isinstance(error, FatalError) else LONGEST_BACKOFF
+        delay = longest if isinstance(error, FatalError) else min(longest, FIRST_BACKOFF * 2**self._failures)
+        delay *= random.uniform(0.5, 1.0)  # noqa: S311 — spreads retries
+        self._failures = min(self._failures + 1, 16)
+        self._blocked_until = now + delay
+        self.retry_at = time.time() + delay
+        self.log.warning("backing off", error=error.message, hint=error.hint, seconds=round(delay, 1))
+
+    @property
+    def blocked_for(self) -> float:
+        """Seconds until the next attempt while backing off, else 0."""
+        return max(0.0, self._blocked_until - time.monotonic())
+
+    def recovered(self) -> None:
+        """Note that a request went through."""
+        self._failures = 0
+        self.retry_at = None
+        self.last_error = None
+
+
+def _link_parents(routes: Sequence[Route]) -> None:
+    """Tell each mapping which ones refer to it, from the config's ``ref`` and ``associate``."""
+    for route in routes:
+        parents = {(f.ref.object, f.ref.key_field) for f in route.config.fields.values() if f.ref is not None}
+        linked = {entry.to_object for entry in route.config.associate}
+        for other in routes:
+            refers = (other.target.object, other.target.key_field) in parents or other.target.object in linked
+            if other is not route and refers:
+                other.children.append(route)
+
+
+def _without_origins(row: PendingRow) -> PendingRow:
+    row.origins = ()
+    return row
+
+
+def _tally(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    names = {Applied: "applied", Rejected: "rejected", Retry: "retry", Missing: "missing"}
+    counts: dict[str, int] = {}
+    for outcome in outcomes:
+        counts[names[type(outcome)]] = counts.get(names[type(outcome)], 0) + 1
+    return counts

@@ -1,0 +1,219 @@
+"""Decide what to send for the rows that were taken: upsert, update, delete, or nothing. Pure.
+
+The ledger's word counts only for rows that are not ``uncertain``. Who asks what:
+
+* A delete of a row that the ledger does not know: nothing to do if the row was fresh, else the CRM is asked.
+* A key change (``origins``) updates the record that the ledger knows under the old key; where an earlier attempt may
+  have arrived, the CRM is asked under which key it holds the record. The last key that it had is the one that counts:
+  an earlier one may hold another row by now.
+* A write that changes no field and no link is suppressed. Otherwise all fields that the row carries go out.
+* A record cannot be created, nor given to another row, from a row with columns missing: such a row is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cdcsync.coalesce import PendingRow
+from cdcsync.errors import RowRejectedError
+from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
+from cdcsync.mappers.values import field_hash
+from cdcsync.model import Link, Op, Record, Rejected, Relation
+from cdcsync.state import Known
+
+T = TypeVar("T")
+
+HASH_BYTES = 8
+_NOT_SENT = bytes(HASH_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A row that is to be sent, with what the ledger will say once it has been applied."""
+
+    row: PendingRow
+    op: Op
+    record: Record
+    fields: tuple[str, ...] = ()
+    hashes: bytes = b""
+    links: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Plan:
+    """The decision for each row taken. ``ask`` are rows whose fate depends on what the CRM holds."""
+
+    drafts: list[Draft] = field(default_factory=list)
+    nothing: list[PendingRow] = field(default_factory=list)
+    rejected: list[tuple[PendingRow, Rejected]] = field(default_factory=list)
+    ask: list[PendingRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was looked up for the rows of one plan.
+
+    ``known``: the mapping's ledger by key. ``found``: CRM ids by key, for the rows in ``asked``. ``links``: for each
+    row's key the CRM ids of the records that its links go to (by ``slot``), as far as they exist. ``sent_links``: CRM
+    ids that an earlier attempt may have linked, by (key, slot).
+    """
+
+    known: Mapping[str, Known]
+    found: Mapping[str, str] = field(default_factory=dict)
+    asked: bool = False
+    links: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    sent_links: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+
+
+def slot(link: WantedLink) -> str:
+    """Name a link of a mapping: what it leads to, and of which type."""
+    return f"{link.to_object}:{link.type}"
+
+
+def decide(rows: Sequence[PendingRow], mapped: Mapping[str, Mapped], facts: Facts, fields: tuple[str, ...]) -> Plan:
+    """Plan the rows taken; ``mapped`` holds the mapping's result by key for those that are not deletes."""
+    plan = Plan()
+    for row in rows:
+        if row.deleted:
+            _decide_delete(row, facts, plan)
+        else:
+            _decide_write(row, mapped[row.key], facts, fields, plan)
+    return plan
+
+
+def map_rows(
+    mapper_for: Callable[[Relation], RowMapper], rows: Sequence[PendingRow]
+) -> tuple[dict[str, Mapped], list[tuple[PendingRow, Rejected]]]:
+    """Map the rows that are not deletes; returns the results by key, and what could not be mapped."""
+    mapped: dict[str, Mapped] = {}
+    rejected: list[tuple[PendingRow, Rejected]] = []
+    for row in rows:
+        if row.deleted:
+            continue
+        try:
+            mapped[row.key] = mapper_for(row.relation).map(row.image)
+        except RowRejectedError as error:
+            rejected.append((row, Rejected(error.code, error.message, error.field)))
+    return mapped, rejected
+
+
+def asks_for(rows: Sequence[PendingRow]) -> Iterator[str]:
+    """Yield the keys under which the CRM may hold the records of these rows."""
+    for row in rows:
+        yield from row.keys
+
+
+def redraft(
+    rows: Sequence[PendingRow],
+    op: Op,
+    mapped: Mapping[str, Mapped],
+    known: Mapping[str, Known],
+    fields: tuple[str, ...],
+) -> list[Draft]:
+    """Draft again what a bulk job carries, as it was when the job was planned; rows that cannot be are left out."""
+    drafts = []
+    for row in rows:
+        entry = _first(known, (*row.origins, row.key))
+        crm_id = entry.crm_id if entry is not None else None
+        if op is Op.DELETE and crm_id is not None:
+            drafts.append(Draft(row, op, Record(row.key, crm_id=crm_id)))
+        elif op is not Op.DELETE and row.key in mapped:
+            result = mapped[row.key]
+            record = Record(row.key, result.fields, crm_id)
+            drafts.append(Draft(row, op, record, fields, _hashes(result, fields, entry)))
+    return drafts
+
+
+def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
+    known = _first(facts.known, (*row.origins, row.key))
+    crm_id = known.crm_id if known is not None else None
+    if facts.asked:
+        crm_id = _first(facts.found, (row.key, *reversed(row.origins)))
+    elif row.uncertain or (crm_id is None and not row.fresh):
+        plan.ask.append(row)
+        return
+    if crm_id is None:
+        plan.nothing.append(row)
+    else:
+        plan.drafts.append(Draft(row, Op.DELETE, Record(row.key, crm_id=crm_id)))
+
+
+def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[str, ...], plan: Plan) -> None:
+    moved = _first(facts.known, row.origins)
+    if row.origins and row.uncertain and not facts.asked:
+        plan.ask.append(row)
+        return
+    known = moved or facts.known.get(row.key)
+    op, crm_id = _operation(row, moved, known, facts)
+    if mapped.absent and (row.whole or (known is None and crm_id is None)):
+        plan.rejected.append((row, _incomplete(mapped)))
+        return
+    hashes = _hashes(mapped, fields, known)
+    links, changes = _links(row, mapped, known, facts)
+    same = known is not None and known.fields == fields and known.hashes == hashes and not changes
+    if same and moved is None and not row.uncertain and not row.whole:
+        plan.nothing.append(row)
+        return
+    record = Record(row.key, mapped.fields, crm_id, changes)
+    plan.drafts.append(Draft(row, op, record, fields, hashes, links))
+
+
+def _operation(row: PendingRow, moved: Known | None, known: Known | None, facts: Facts) -> tuple[Op, str | None]:
+    if row.origins and row.key not in facts.found:
+        known_id = moved.crm_id if moved is not None else None
+        crm_id = _first(facts.found, reversed(row.origins)) if facts.asked else known_id
+        if crm_id is not None:
+            return Op.UPDATE, crm_id
+    return Op.UPSERT, known.crm_id if known is not None else None
+
+
+def _first(entries: Mapping[str, T], keys: Iterable[str]) -> T | None:
+    return next((entries[key] for key in keys if key in entries), None)
+
+
+def _incomplete(mapped: Mapped) -> Rejected:
+    names = ", ".join(mapped.absent)
+    return Rejected(
+        "incomplete-row",
+        f"the stream did not carry the unchanged large value behind {names}, and the CRM does not hold the record; "
+        "any write to that column in PostgreSQL sends it",
+        mapped.absent[0],
+    )
+
+
+def _hashes(mapped: Mapped, fields: tuple[str, ...], known: Known | None) -> bytes:
+    values = mapped.fields
+    if len(values) == len(fields):
+        return b"".join([field_hash(values[name]) for name in fields])
+    old = _by_field(known) if known is not None else {}
+    return b"".join(field_hash(values[name]) if name in values else old.get(name, _NOT_SENT) for name in fields)
+
+
+def _by_field(known: Known) -> dict[str, bytes]:
+    return {
+        name: known.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES] for index, name in enumerate(known.fields)
+    }
+
+
+def _links(
+    row: PendingRow, mapped: Mapped, known: Known | None, facts: Facts
+) -> tuple[dict[str, str], tuple[Link, ...]]:
+    """Return the links as they will be, and the changes that lead there."""
+    kept = known.links if known is not None else {}
+    links = {name: kept[name] for name in mapped.absent if name in kept}
+    changes: list[Link] = []
+    for wanted in mapped.links:
+        name = slot(wanted)
+        to_id = facts.links.get((row.key, name))
+        before = set(facts.sent_links.get((row.key, name), ()))
+        if name in kept:
+            before.add(kept[name])
+        if to_id is not None:
+            links[name] = to_id
+        certain = kept.get(name) == to_id and not row.uncertain
+        was = tuple(sorted(before - {to_id}))
+        if was or (to_id is not None and not certain):
+            changes.append(Link(wanted.to_object, wanted.type, to_id, was))
+    return links, tuple(changes)

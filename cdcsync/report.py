@@ -1,0 +1,234 @@
+"""Fill a ``status.Snapshot``: from the running daemon, or from the state file and PostgreSQL when it is down."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from cdcsync import __version__, status
+from cdcsync.config import Config, MapConfig, PostgresConfig
+from cdcsync.errors import CdcsyncError
+from cdcsync.lane import Lane
+from cdcsync.model import Lsn
+from cdcsync.pipeline import Pipeline
+from cdcsync.route import Route
+from cdcsync.state import BackfillState, State
+from cdcsync.wal.connect import connect
+from cdcsync.wal.slot import SlotInfo, show_slot
+from cdcsync.wal.source import Source
+
+WATCH_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class SlotWatch:
+    """Looks at the slot and the server's position every few seconds, over an ordinary connection."""
+
+    settings: PostgresConfig
+    info: SlotInfo | None = None
+    server_lsn: int | None = None
+    error: str | None = None
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            await self.look()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    async def look(self) -> None:
+        """Look once; what could not be seen is None, with the reason in ``error``."""
+        try:
+            async with await connect(self.settings.dsn) as connection:
+                self.info = await show_slot(connection, self.settings.slot)
+                self.server_lsn = await _current_lsn(connection)
+                self.error = None
+        except (psycopg.Error, CdcsyncError) as error:
+            self.info = self.server_lsn = None
+            self.error = str(error)
+
+    async def current_lsn(self) -> int:
+        """Return the server's present position. Raises SourceUnavailableError."""
+        async with await connect(self.settings.dsn) as connection:
+            return await _current_lsn(connection)
+
+
+async def _current_lsn(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> int:
+    cursor = await connection.execute(
+        "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END"
+        " - '0/0')::bigint"
+    )
+    row = await cursor.fetchone()
+    return int(str(row[0])) if row else 0
+
+
+def live_snapshot(
+    pipeline: Pipeline, source: Source, config: Config, watch: SlotWatch, started: float
+) -> status.Snapshot:
+    """Describe the running daemon."""
+    now = time.time()
+    lanes = tuple(_live_lane(lane, config, pipeline, now) for lane in pipeline.lanes)
+    return status.Snapshot(
+        version=__version__,
+        generated=dt.datetime.now(dt.UTC),
+        source=_source(
+            config,
+            watch,
+            pipeline.received_lsn,
+            pipeline.durable_lsn,
+            connected=source.connected,
+            error=source.last_error,
+        ),
+        lanes=lanes,
+        maps=tuple(_live_map(lane, route, pipeline) for lane in pipeline.lanes for route in lane.routes),
+        uptime=now - started,
+        pid=os.getpid(),
+    )
+
+
+def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
+    """Describe what the state file holds, with the slot as PostgreSQL shows it; the daemon may be down."""
+    checkpoint = state.checkpoint()
+    pending, oldest, reasons = state.pending(), state.oldest(), state.reject_reasons()
+    paused = state.paused()
+    lanes = []
+    maps = []
+    for name, crm in config.crm.items():
+        mine = [entry for entry in config.maps if entry.crm == name]
+        counters = state.counters(name)
+        first = [oldest[entry.name] for entry in mine if entry.name in oldest]
+        rejected = sum(rows for mapping, _, _, rows, _ in reasons if mapping in {entry.name for entry in mine})
+        lanes.append(
+            status.LaneStatus(
+                name=name,
+                kind=crm.kind,
+                state="paused" if mine and all(entry.name in paused for entry in mine) else "running",
+                applied_lsn=Lsn(min([lsn - 1 for lsn, _ in first] + [checkpoint.durable_lsn])),
+                lag_seconds=max([time.time() - since for _, since in first], default=0.0),
+                pending=sum(pending.get(entry.name, 0) for entry in mine),
+                rejected=rejected,
+                counters=_counters(counters, requests=0),
+            )
+        )
+        maps += [_stored_map(entry, state, pending, reasons, counters) for entry in mine]
+    connected = watch.info is not None and watch.info.active_pid is not None
+    return status.Snapshot(
+        version=__version__,
+        generated=dt.datetime.now(dt.UTC),
+        source=_source(
+            config, watch, checkpoint.durable_lsn, checkpoint.durable_lsn, connected=connected, error=watch.error
+        ),
+        lanes=tuple(lanes),
+        maps=tuple(maps),
+    )
+
+
+def _source(
+    config: Config, watch: SlotWatch, received: int, durable: int, *, connected: bool, error: str | None
+) -> status.SourceStatus:
+    info = watch.info
+    return status.SourceStatus(
+        connected=connected,
+        slot=config.postgres.slot,
+        received_lsn=Lsn(received),
+        durable_lsn=Lsn(durable),
+        server_lsn=Lsn(watch.server_lsn) if watch.server_lsn is not None else None,
+        retained_bytes=info.retained_bytes if info is not None else None,
+        warn_bytes=config.postgres.warn_lag,
+        wal_status=info.wal_status if info is not None else None,
+        last_error=error,
+    )
+
+
+def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> status.LaneStatus:
+    gate = lane.limiter.status()
+    first, since = lane.oldest(), lane.oldest_time()
+    return status.LaneStatus(
+        name=lane.name,
+        kind=config.crm[lane.name].kind,
+        state=lane.state,
+        applied_lsn=Lsn(first.commit_lsn - 1 if first is not None else pipeline.received_lsn),
+        applied_time=dt.datetime.fromtimestamp(since if since is not None else now, dt.UTC),
+        lag_seconds=max(0.0, now - since) if since is not None else 0.0,
+        pending=lane.pending,
+        in_flight=sum(len(route.backlog.in_flight) for route in lane.routes),
+        held=sum(len(route.backlog.held) for route in lane.routes),
+        rejected=lane.rejected,
+        counters=_counters(lane.totals(), requests=gate.requests),
+        rate=gate.rate,
+        quotas=gate.quotas,
+        jobs=tuple(
+            status.Job(
+                id=job.crm_job or f"#{job.id}",
+                object=job.mapping,
+                op=job.op.value,
+                state=job.state.value,
+                records=job.records,
+                processed=word.processed if word is not None else 0,
+            )
+            for job, word in lane.jobs.active
+        ),
+        retry_at=dt.datetime.fromtimestamp(lane.retry_at, dt.UTC) if lane.retry_at is not None else None,
+        last_error=lane.last_error or (gate.reason or None),
+    )
+
+
+def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
+    return status.MapStatus(
+        name=route.name,
+        table=route.config.table,
+        lane=lane.name,
+        target=f"{lane.name}.{route.config.object}",
+        pending=len(route.backlog),
+        rejected=len(route.backlog.parked),
+        applied=route.applied,
+        backfill=_backfill(route.backfill, wanted=route.config.backfill, live=route.name in pipeline.copies),
+        rejects=tuple(
+            status.RejectGroup(code=code, field=field, rows=rows)
+            for (code, field), rows in sorted(route.reasons.items(), key=lambda item: -item[1])
+        ),
+    )
+
+
+def _stored_map(
+    entry: MapConfig,
+    state: State,
+    pending: Mapping[str, int],
+    reasons: Sequence[tuple[str, str, str | None, int, str]],
+    counters: Mapping[str, int],
+) -> status.MapStatus:
+    groups = tuple(
+        status.RejectGroup(code=code, field=field, rows=rows)
+        for mapping, code, field, rows, _ in reasons
+        if mapping == entry.name
+    )
+    return status.MapStatus(
+        name=entry.name,
+        table=entry.table,
+        lane=entry.crm,
+        target=f"{entry.crm}.{entry.object}",
+        pending=pending.get(entry.name, 0),
+        rejected=sum(group.rows for group in groups),
+        applied=counters.get(f"applied:{entry.name}", 0),
+        backfill=_backfill(state.backfill(entry.name), wanted=entry.backfill, live=False),
+        rejects=groups,
+    )
+
+
+def _backfill(stored: BackfillState | None, *, wanted: bool, live: bool) -> status.Backfill:
+    if not wanted:
+        return status.Backfill()
+    if stored is None:
+        return status.Backfill(state="waiting")
+    state: status.BackfillState = "done" if stored.done else "copying" if live else "waiting"
+    return status.Backfill(state=state, rows=stored.rows, estimate=stored.estimate or None)
+
+
+def _counters(totals: Mapping[str, int], *, requests: int) -> status.Counters:
+    names = ("changes_in", "applied", "suppressed", "coalesced", "created", "deleted", "retries")
+    return status.Counters(requests=requests, **{name: totals.get(name, 0) for name in names})

@@ -1,0 +1,290 @@
+"""The daemon: builds source, lanes and ticker from the config, runs them in one task group, and ends cleanly.
+
+Crash-only: what is not translated into one of our errors ends the process, and nothing is lost. SIGTERM and SIGINT stop
+reading, let what is in flight settle, write a last tick, and exit with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import psycopg
+import structlog
+
+from cdcsync.apply.limiter import Limiter
+from cdcsync.apply.rate import RateController
+from cdcsync.apply.registry import create
+from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
+from cdcsync.errors import CdcsyncError, StateError
+from cdcsync.lane import Lane
+from cdcsync.model import format_lsn
+from cdcsync.notify import Notifier
+from cdcsync.page import serve as serve_page
+from cdcsync.pipeline import Pipeline
+from cdcsync.report import SlotWatch, live_snapshot
+from cdcsync.route import Route
+from cdcsync.state import Identity, State
+from cdcsync.wal import catalog, slot
+from cdcsync.wal.connect import connect
+from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.snapshot import Backfill
+from cdcsync.wal.source import Source
+
+SETTLE_SECONDS = 20.0
+"""How long a stop waits for what is in flight; it is taken up at the next start anyway."""
+ONCE_POLL = 0.05
+BURST_CEILING = {"salesforce": 25.0, "hubspot": 19.0}
+"""Requests a second until the CRM's own headers have said more."""
+SEARCH_CEILING = 4.0
+
+
+class _Ended(Exception):  # noqa: N818 — not an error: the way out of the task group
+    """The daemon has stopped as asked."""
+
+
+class Service:
+    """One run of the daemon."""
+
+    def __init__(self, config: Config, log: structlog.typing.FilteringBoundLogger, *, once: bool = False) -> None:
+        self.config = config
+        self.log = log
+        self.once = once
+        self.started = time.time()
+        self.stopping = asyncio.Event()
+        self.notifier = Notifier()
+
+    async def run(self) -> None:
+        """Run until stopped (or, with ``once``, until the CRMs are as the database was at the start)."""
+        state = await asyncio.to_thread(State.open, self.config.state.path)
+        try:
+            identity = await prepare(self.config, state, self.log)
+            pipeline = Pipeline(state, self.config.batch.max_memory, self.log)
+            await self._run(pipeline, identity)
+        finally:
+            state.close()
+
+    async def _run(self, pipeline: Pipeline, identity: slot.SlotIdentity) -> None:
+        config, loop = self.config, asyncio.get_running_loop()
+        source = Source(config.postgres, sink=pipeline.receive, log=self.log, on_connect=pipeline.connected_anew)
+        pipeline.reader = source
+        async with await connect(config.postgres.dsn) as connection:
+            source.types.update(await catalog.load_types(connection))
+            routes = {m.name: Route(m, source.types) for m in order(config.maps)}
+            relations = {
+                name: await catalog.load_relation(connection, *route.config.table.split(".", 1))
+                for name, route in routes.items()
+            }
+            keys = {
+                name: await catalog.primary_key(connection, *route.config.table.split(".", 1))
+                for name, route in routes.items()
+            }
+        for name, route in routes.items():
+            route.mapper(relations[name])  # a mapping that does not fit its table fails here, not at its first row
+        for name, crm in config.crm.items():
+            mine = [route for route in routes.values() if route.config.crm == name]
+            if mine:
+                pipeline.add(self._lane(pipeline, name, crm, mine))
+        pipeline.plan_copies(
+            lambda route: Backfill(
+                route.name, relations[route.name], keys[route.name], route.config.where, log=self.log
+            )
+        )
+        watch = SlotWatch(config.postgres)
+        with self._signals(loop), contextlib.suppress(_Ended):
+            async with contextlib.AsyncExitStack() as stack:
+                if config.status.listen is not None:
+                    url = await stack.enter_async_context(
+                        serve_page(
+                            config.status.listen, lambda: live_snapshot(pipeline, source, config, watch, self.started)
+                        )
+                    )
+                    self.log.info("status page", url=url)
+                await self._tasks(pipeline, source, identity, watch)
+
+    async def _tasks(self, pipeline: Pipeline, source: Source, identity: slot.SlotIdentity, watch: SlotWatch) -> None:
+        target = await watch.current_lsn() if self.once else 0
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reading = tasks.create_task(source.run(pipeline.durable_lsn, identity))
+                ticking = tasks.create_task(pipeline.run_ticks())
+                lanes = [tasks.create_task(lane.run()) for lane in pipeline.lanes]
+                side = [tasks.create_task(pipeline.copy(lane, self._connect)) for lane in pipeline.lanes]
+                side.append(tasks.create_task(watch.run()))
+                side.append(tasks.create_task(self._report(pipeline, source, watch)))
+                if self.once:
+                    side.append(tasks.create_task(self._until_drained(pipeline, target)))
+                self.notifier.ready()
+                await self.stopping.wait()
+                self.notifier.stopping()
+                for task in side:
+                    task.cancel()
+                await self._settle(pipeline, source, lanes)
+                await pipeline.tick()
+                await source.stop()
+                for task in (reading, ticking, *lanes):
+                    task.cancel()
+                raise _Ended
+        except BaseExceptionGroup as group:
+            raise _first_error(group) from None
+
+    async def _settle(self, pipeline: Pipeline, source: Source, lanes: Sequence[asyncio.Task[None]]) -> None:
+        source.pause()
+        for lane in pipeline.lanes:
+            lane.stop()
+        self.log.info(
+            "stopping", in_flight=sum(len(r.backlog.in_flight) for lane in pipeline.lanes for r in lane.routes)
+        )
+        await asyncio.wait(lanes, timeout=SETTLE_SECONDS)
+
+    async def _until_drained(self, pipeline: Pipeline, target: int) -> None:
+        """With ``once``: stop when everything up to ``target`` has been fed, and every lane is empty."""
+        await pipeline.reached(target)
+        while pipeline.copies or any(lane.pending for lane in pipeline.lanes):  # noqa: ASYNC110 — as many events would do
+            await asyncio.sleep(ONCE_POLL)
+        self.stopping.set()
+
+    async def _report(self, pipeline: Pipeline, source: Source, watch: SlotWatch) -> None:
+        """Keep systemd informed."""
+        interval = min(1.0, self.notifier.watchdog_seconds or 1.0)
+        while True:
+            snapshot = live_snapshot(pipeline, source, self.config, watch, self.started)
+            self.notifier.status(snapshot.sentence)
+            self.notifier.alive()
+            await asyncio.sleep(interval)
+
+    async def _connect(self) -> psycopg.AsyncConnection[Any]:
+        return await connect(self.config.postgres.dsn)
+
+    def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
+        loop = asyncio.get_running_loop()
+        limiter = _limiter(loop, name, crm)
+        destination = create(name, crm, limiter)
+        return Lane(name, destination, limiter, routes, pipeline, max_wait=self.config.batch.max_wait, log=self.log)
+
+    @contextlib.contextmanager
+    def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stopping.set)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+
+async def prepare(config: Config, state: State, log: structlog.typing.FilteringBoundLogger) -> slot.SlotIdentity:
+    """Make publication and slot if they are to be made, and see that the state file belongs to them.
+
+    Raises SourceError, SourceUnavailableError or StateError.
+    """
+    postgres = config.postgres
+    async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
+        await slot.check_wal_level(connection)
+        await ensure_publication(connection, postgres.publication, _tables(config.maps), create=postgres.create)
+        system = await slot.identify_system(replication)
+        info = await slot.show_slot(connection, postgres.slot)
+    bound = state.identity()
+    if bound is None:
+        return await _first_start(config, state, info, system, log)
+    here = (system.system_id, system.database, postgres.slot)
+    if here != bound[:3]:
+        raise StateError(
+            f"the state file {state.path} belongs to slot {bound.slot!r} in database {bound.database!r} of cluster "
+            f"{bound.system_id}; this is slot {postgres.slot!r} in {system.database!r} of {system.system_id}",
+            hint="Point dsn and slot back, or give this source its own [state] path.",
+        )
+    return slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, bound.consistent_point)
+
+
+async def _first_start(
+    config: Config,
+    state: State,
+    info: slot.SlotInfo,
+    system: slot.System,
+    log: structlog.typing.FilteringBoundLogger,
+) -> slot.SlotIdentity:
+    postgres = config.postgres
+    if info.exists and state.intended_slot() != postgres.slot:
+        raise StateError(
+            f"slot {postgres.slot!r} exists, but the state file {state.path} is new and knows no position in it",
+            hint="If the state file was lost: `cdcsync slot drop`, then start again; rows are copied anew. "
+            "If another program uses the slot, choose another name in [postgres] slot.",
+        )
+    if not info.exists and not postgres.create:
+        raise StateError(
+            f"there is no slot {postgres.slot!r}", hint="Run `cdcsync slot create`, or set postgres.create = true."
+        )
+    if info.exists:
+        start = info.confirmed_flush_lsn or 0
+        identity = slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, start)
+    else:
+        state.intend_slot(postgres.slot)
+        identity = await slot.create_slot(postgres.dsn, postgres.slot, failover=postgres.failover)
+        log.info("slot made", slot=postgres.slot, at=format_lsn(identity.consistent_point))
+    state.bind(
+        Identity(identity.system_id, identity.database, identity.slot, identity.consistent_point),
+        identity.consistent_point,
+    )
+    return identity
+
+
+async def make_slot(config: Config) -> None:
+    """Make publication and slot for the first start to take up (``cdcsync slot create``), whatever ``create`` says."""
+    state = State.open(config.state.path)
+    try:
+        allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
+        await prepare(allowed, state, structlog.get_logger())
+    finally:
+        state.close()
+
+
+async def forget_slot(config: Config) -> None:
+    """Drop the slot, and let the next start copy every table anew. Refused while the daemon runs."""
+    state = State.open(config.state.path)
+    try:
+        async with await connect(config.postgres.dsn) as connection:
+            if (await slot.show_slot(connection, config.postgres.slot)).exists:
+                await slot.drop_slot(connection, config.postgres.slot)
+        state.unbind()
+    finally:
+        state.close()
+
+
+def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limiter:
+    controller = RateController(
+        ceiling=BURST_CEILING[crm.kind],
+        daily_budget=crm.daily_budget,
+        parallel=crm.max_parallel,
+        now=loop.time(),
+    )
+    apart = (
+        {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
+    )
+    return Limiter(loop, controller, name, apart=apart)
+
+
+def _tables(maps: Sequence[MapConfig]) -> dict[str, str | None]:
+    """Return the tables to publish, each with the row filter that its mappings share."""
+    return {entry.table: entry.where for entry in maps}
+
+
+def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Find what ended the daemon: one of our errors if there is one, else the first."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(reversed(error.exceptions))
+        else:
+            leaves.append(error)
+    for leaf in leaves:
+        if isinstance(leaf, CdcsyncError):
+            return leaf
+    real = [leaf for leaf in leaves if not isinstance(leaf, _Ended)]
+    return real[0] if real else _Ended()
