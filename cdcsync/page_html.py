@@ -112,7 +112,7 @@ def _lane(lane: LaneStatus) -> str:
         f'<div class="box"><h3>{escape(lane.name)} lane</h3><p><b>{lane.pending:,}</b> pending</p>'
         f'<p class="small soft">{lane.in_flight:,} being sent, {lane.held:,} wait for parents</p>'
         f'<p class="small soft">saved: {saved}</p></div>'
-        f"{_arrow(f'{books.applied:,}', 'applied in ' + count(books.requests, 'request'))}{_crm_box(lane)}</div>"
+        f"{_arrow(f'{books.applied:,}', 'applied')}{_crm_box(lane)}</div>"
     )
 
 
@@ -123,7 +123,8 @@ def _crm_box(lane: LaneStatus) -> str:
     return (
         f'<div class="box{edge}"><h3>{escape(BRANDS.get(lane.kind, lane.kind))}</h3>'
         f'<p><span class="pill {tone}">{lane.state}</span></p>'
-        f'<p class="small soft">{duration(lane.lag_seconds)} behind</p>{rejected}</div>'
+        f'<p class="small soft">{duration(lane.lag_seconds)} behind</p>'
+        f'<p class="small soft">{count(lane.counters.requests, "request")}</p>{rejected}</div>'
     )
 
 

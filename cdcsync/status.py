@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Row changes and requests since the state file was created; they only grow.
+    """Row changes since the state file was created, and requests since the daemon's start; they only grow.
 
     ``applied`` includes ``created`` and ``deleted``. A row that was sent n times and settled once is one ``applied``.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -21,13 +22,14 @@ TONES = {"running": "green", "backing off": "yellow", "paused": "yellow", "stopp
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One moment of the demo. ``snapshot`` is None while the daemon does not answer."""
+    """One moment of the demo. ``snapshot`` is None while the daemon does not answer; ``requests`` are by CRM."""
 
     elapsed: float
     tally: Tally
     pid: int
     restarts: int
     snapshot: Snapshot | None
+    requests: Mapping[str, int]
 
 
 class View(Protocol):
@@ -126,13 +128,13 @@ def draw(frame: Frame) -> Group:
     table.add_column("")
     for lane in frame.snapshot.lanes:
         table.add_column(lane.name, justify="right", min_width=12)
-    for title, cells in rows(frame.snapshot):
+    for title, cells in rows(frame.snapshot, frame.requests):
         table.add_row(Text(title), *cells)
     tone = "green" if frame.snapshot.in_step else "yellow"
     return Group(Text(frame.snapshot.sentence, style=f"bold {tone}"), table, _workload(frame))
 
 
-def rows(snapshot: Snapshot) -> list[tuple[str, list[Text]]]:
+def rows(snapshot: Snapshot, requests: Mapping[str, int]) -> list[tuple[str, list[Text]]]:
     """Give the table's rows: a title, and a cell for each lane."""
 
     def numbers(title: str, attribute: str, style: str = "") -> tuple[str, list[Text]]:
@@ -147,8 +149,8 @@ def rows(snapshot: Snapshot) -> list[tuple[str, list[Text]]]:
         ("    created / deleted", [Text(_created(lane)) for lane in snapshot.lanes]),
         ("  pending", [Text(f"{lane.pending:,}") for lane in snapshot.lanes]),
         ("  rejected", [Text(f"{lane.rejected:,}", style="red" if lane.rejected else "") for lane in snapshot.lanes]),
-        numbers("HTTP requests", "requests"),
-        ("row changes per request", [Text(_per_request(lane), style="bold") for lane in snapshot.lanes]),
+        ("HTTP requests", [Text(f"{requests[lane.name]:,}") for lane in snapshot.lanes]),
+        ("row changes per request", [Text(_ratio(lane, requests), style="bold") for lane in snapshot.lanes]),
         ("behind", [Text(duration(lane.lag_seconds)) for lane in snapshot.lanes]),
     ]
 
@@ -157,8 +159,8 @@ def _created(lane: LaneStatus) -> str:
     return f"{lane.counters.created:,} / {lane.counters.deleted:,}"
 
 
-def _per_request(lane: LaneStatus) -> str:
-    return f"{lane.counters.changes_in / lane.counters.requests:,.1f}" if lane.counters.requests else "-"
+def _ratio(lane: LaneStatus, requests: Mapping[str, int]) -> str:
+    return f"{lane.counters.changes_in / requests[lane.name]:,.1f}" if requests[lane.name] else "-"
 
 
 def _workload(frame: Frame) -> Text:

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from cdcsync.demo.live import Frame, View, view
 from cdcsync.demo.postgres import EmbeddedPostgres
-from cdcsync.demo.processes import Children, Daemon, DemoError, SandboxProcess, put_json, start_sandbox
+from cdcsync.demo.processes import Children, Daemon, DemoError, SandboxProcess, get_json, put_json, start_sandbox
 from cdcsync.demo.shop import Inventor, create
 from cdcsync.demo.shop_config import VERSION_FIELDS, Places, write
 from cdcsync.demo.verdict import Verdict, judge
@@ -77,7 +77,8 @@ class Stage:
     def frame(self, snapshot: Snapshot | None) -> Frame:
         """Take a picture of this moment."""
         elapsed = time.monotonic() - self.started
-        return Frame(elapsed, self.workload.tally, self.daemon.pid, self.daemon.restarts, snapshot)
+        requests = {name: int(get_json(f"{url}/books")["requests"]) for name, url in self.admin_urls.items()}
+        return Frame(elapsed, self.workload.tally, self.daemon.pid, self.daemon.restarts, snapshot, requests)
 
 
 @contextlib.contextmanager

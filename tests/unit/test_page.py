@@ -143,7 +143,7 @@ async def test_the_page_says_everything_in_one_place(client: aiohttp.ClientSessi
     words = ("Copying public.customers to salesforce.Contact (25%); 2 rejected rows.", "1,234", "200 folded")
     for word in (
         *words,
-        "applied in 31 requests",
+        "31 requests",
         "INVALID_EMAIL_ADDRESS",
         "64.0 MB of 1.0 GB",
         "7501",
