@@ -37,6 +37,7 @@ def crosscheck(maps: Mapping[int, MapConfig], kinds: Mapping[str, str | None], *
             yield from _features(path, one, kinds[one.crm])
         yield from _targets(path, one, maps, complete=complete)
     yield from _repeated(maps)
+    yield from _filters(maps)
     if cycle := find_cycle(list(maps.values())):
         yield Mistake(("map",), f"mappings refer to each other in a circle, so no order of writing is right: {cycle}")
 
@@ -110,3 +111,15 @@ def _repeated(maps: Mapping[int, MapConfig]) -> Iterator[Mistake]:
             )
         elif names.setdefault(one.name, place) != place:
             yield Mistake(("map", place, "name"), f"another mapping is called {one.name} already")
+
+
+def _filters(maps: Mapping[int, MapConfig]) -> Iterator[Mistake]:
+    """Find tables with several row filters: a publication has one per table."""
+    first: dict[str, int] = {}
+    for place, one in maps.items():
+        other = maps[first.setdefault(one.table, place)]
+        if one.where != other.where:
+            yield Mistake(
+                ("map", place, "where"),
+                f"the mapping {other.name} reads {one.table} with another where: mappings of one table share it",
+            )

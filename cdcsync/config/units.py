@@ -37,7 +37,7 @@ def format_duration(seconds: float) -> str:
         count = seconds / _DURATIONS[unit]
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
-    return f"{seconds * 1000:g}ms"
+    return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms"
 
 
 def format_size(size: int) -> str:
