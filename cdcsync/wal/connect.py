@@ -12,7 +12,7 @@ import os
 from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection, pq
+from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdcsync.errors import ConfigError, SourceUnavailableError
@@ -72,12 +72,14 @@ async def connect(dsn: str, *, replication: bool = False) -> Connection:
 
 async def until_closed(connection: Connection) -> None:
     """Wait until the server ends a connection that nobody uses meanwhile."""
+    if connection.closed:
+        return
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
     descriptor = connection.fileno()
     loop.add_reader(descriptor, readable.set)
     try:
-        while connection.pgconn.status == pq.ConnStatus.OK:
+        while not connection.closed:
             await readable.wait()
             readable.clear()
             connection.pgconn.consume_input()

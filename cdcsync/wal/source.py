@@ -1,0 +1,297 @@
+"""The stream of committed changes, for ever: connects, verifies what it finds, streams, and connects again.
+
+What a retry can mend is retried, with growing pauses. What it cannot mend is SourceError: a slot that is gone, lost or
+ahead of what is durable here, another cluster, a history that left ours, a publication that is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg import sql
+from psycopg.errors import Diagnostic
+from structlog.typing import FilteringBoundLogger
+
+from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.model import format_lsn
+from cdcsync.wal.catalog import load_types, rows, server_version
+from cdcsync.wal.connect import Connection, connect, until_closed
+from cdcsync.wal.session import Event, ReplicationSession
+from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
+from cdcsync.wal.stream import Stream, start_session
+from cdcsync.wal.verify import refusal, verify_publication, verify_slot, verify_system
+
+if TYPE_CHECKING:
+    from cdcsync.config import PostgresConfig
+
+VERSION_14: Final = 140000
+TEXT_OID: Final = 25
+RETRY_SECONDS: Final = (0.2, 30.0)
+BUSY_SECONDS: Final = 5.0
+"""The longest pause while another connection holds the slot: mostly one of ours that the server has yet to miss."""
+STEADY_SECONDS: Final = 10.0
+"""A stream that lasted as long was no failure: the pauses start anew."""
+REOPEN_SECONDS: Final = 1.0
+
+SENDER_TIMEOUT: Final = "SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'"
+
+Sink = Callable[[list[Event]], None]
+
+
+class Source:
+    """Reads the slot of ``settings`` and gives events to ``sink``, on the event loop, once per drain of the socket.
+
+    ``on_connect`` is called before the first events of each connection: they start again after the last confirmed
+    position, so a transaction that was cut short or not yet confirmed comes again from its beginning.
+
+    ``types`` maps each user-defined type to the builtin one whose text form it has (``catalog.load_types``); it knows
+    all column types of a relation before that relation's rows are delivered. The object stays the same.
+    """
+
+    def __init__(
+        self,
+        settings: PostgresConfig,
+        *,
+        sink: Sink,
+        log: FilteringBoundLogger,
+        on_connect: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.types: dict[int, int] = {}
+        self.last_error: str | None = None
+        self.timeline: int | None = None
+        self._settings = settings
+        self._dsn = ""
+        self._sink = sink
+        self._log = log
+        self._on_connect = on_connect
+        self._durable = 0
+        self._expected: SlotIdentity | None = None
+        self._session: ReplicationSession | None = None
+        self._stream: Stream | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._paused = False
+        self._stopping = asyncio.Event()
+        self._failures = 0
+
+    @property
+    def connected(self) -> bool:
+        """Whether the stream runs now."""
+        return self._stream is not None
+
+    @property
+    def received_lsn(self) -> int:
+        """How far whole transactions were received on the present or last connection; 0 before the first."""
+        return self._session.received if self._session else 0
+
+    @property
+    def server_lsn(self) -> int:
+        """How far the server has read its WAL for us, as far as it said on the present or last connection."""
+        return self._session.server if self._session else 0
+
+    async def run(self, start_lsn: int, expected: SlotIdentity | None) -> None:
+        """Stream from ``start_lsn``, the durable position (0: the slot's own), until ``stop``.
+
+        ``expected`` is what the checkpoint is bound to. Raises SourceError for what a retry cannot mend, DecodeError,
+        ConfigError for a connection string that cannot be read, and whatever the sink raises.
+        """
+        self._dsn = self._settings.dsn
+        self._durable = start_lsn
+        self._expected = expected
+        self.timeline = expected.timeline if expected else None
+        while not self._stopping.is_set():
+            began = asyncio.get_running_loop().time()
+            try:
+                await self._follow()
+            except (psycopg.Error, SourceUnavailableError, OSError) as error:
+                self._note(refusal(error, self._settings.slot, self._settings.publication))
+            if self._stopping.is_set():
+                return
+            if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
+                self._failures = 0
+            await self._wait_before_retry()
+
+    def confirm(self, lsn: int) -> None:
+        """Take note that everything before ``lsn`` is durable: a commit's ``end_lsn`` or a ``Progress.lsn``."""
+        self._durable = max(self._durable, lsn)
+        if self._stream is not None:
+            self._stream.confirm(lsn)
+
+    def pause(self) -> None:
+        """Stop reading; the server goes on hearing of us, and keeps what we do not read."""
+        self._paused = True
+        if self._stream is not None:
+            self._stream.hold("consumer")
+
+    def resume(self) -> None:
+        """Go on reading."""
+        self._paused = False
+        if self._stream is not None:
+            self._stream.release("consumer")
+
+    def request_progress(self) -> None:
+        """Ask the server for its position; it comes as a Progress event, if it is ahead of what was received."""
+        if self._stream is not None:
+            self._stream.request_progress()
+
+    async def stop(self) -> None:
+        """End the stream in good order, with the last confirmed position told; ``run`` returns."""
+        self._stopping.set()
+        if self._stream is not None:
+            await self._stream.farewell()
+
+    # --- one connection
+
+    async def _follow(self) -> None:
+        """Connect and stream once, until the server ends it."""
+        async with AsyncExitStack() as stack:
+            ordinary = await connect(self._dsn)
+            stack.push_async_callback(ordinary.close)
+            replication = await connect(self._dsn, replication=True)
+            stack.push_async_callback(replication.close)
+            await self._verify(ordinary, replication)
+            self.types.update(await load_types(ordinary))
+            stream = await self._start(ordinary, replication)
+            self._on_connect()
+            if self._paused:
+                stream.hold("consumer")
+            self._stream = stream
+            self.last_error = None
+            self._log.info("streaming", slot=self._settings.slot, start=format_lsn(self._durable))
+            watching = asyncio.ensure_future(self._watch_server(ordinary, stream))
+            stack.push_async_callback(_end, watching)
+            try:
+                await stream.run()
+            finally:
+                self._stream = None
+                if self._loading is not None:
+                    await _end(self._loading)
+        if not self._stopping.is_set():
+            raise SourceUnavailableError("the server ended the stream, as it does when it shuts down")
+
+    async def _verify(self, ordinary: Connection, replication: Connection) -> None:
+        settings, since = self._settings, self._durable
+        await verify_publication(ordinary, settings.publication)
+        await verify_slot(ordinary, await show_slot(ordinary, settings.slot), since)
+        system = await identify_system(replication)
+        await verify_system(replication, system, self._expected, self.timeline, since)
+        if self.timeline is not None and system.timeline != self.timeline:
+            self._log.warning("the server was promoted", timeline=system.timeline, before=self.timeline)
+        self.timeline = system.timeline
+        if self._expected is None:
+            self._expected = SlotIdentity(system.system_id, system.timeline, system.database, settings.slot, 0)
+
+    async def _start(self, ordinary: Connection, replication: Connection) -> Stream:
+        settings = self._settings
+        if server_version(ordinary) >= VERSION_14:
+            await ordinary.execute("SET idle_session_timeout = 0")
+        ((sender_timeout,),) = await rows(replication, SENDER_TIMEOUT)
+        replication.add_notice_handler(self._notice)
+        options = sql.SQL("proto_version '1', publication_names {}").format(
+            sql.Literal(sql.Identifier(settings.publication).as_string(replication))
+        )
+        if server_version(replication) >= VERSION_14:
+            options += sql.SQL(", messages 'true'")
+        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
+            sql.Identifier(settings.slot), sql.SQL(format_lsn(self._durable)), options
+        )
+        try:
+            await replication.execute(command)
+        except psycopg.errors.ObjectInUse as error:
+            holder = (await show_slot(ordinary, settings.slot)).active_pid
+            by = await sessions(ordinary, [holder]) if holder else "a process that has ended since"
+            raise SourceUnavailableError(f"slot {settings.slot!r} is in use by {by}") from error
+        self._session = start_session(self._durable, int(sender_timeout) / 1000)
+        return Stream(replication, self._session, self._receive)
+
+    async def _watch_server(self, ordinary: Connection, stream: Stream) -> None:
+        """End a paused stream when the server shuts down.
+
+        It waits until we have read everything, and a paused reader does not hear it say so. Its ordinary sessions,
+        though, are ended first and not let in again. A stream that is read is left to its own, better end.
+        """
+        try:
+            while True:
+                await until_closed(ordinary)
+                await ordinary.close()
+                while (reopened := await self._reopen()) is None:
+                    if self._paused:
+                        stream.fail(SourceUnavailableError("the server shuts down while reading is paused"))
+                        return
+                    await asyncio.sleep(REOPEN_SECONDS)
+                ordinary = reopened
+        finally:
+            await ordinary.close()
+
+    async def _reopen(self) -> Connection | None:
+        with suppress(SourceUnavailableError):
+            return await connect(self._dsn)
+        return None
+
+    # --- what arrives
+
+    def _receive(self, events: list[Event]) -> None:
+        self.last_error = None
+        session, stream = self._session, self._stream
+        if session is None or stream is None:
+            return
+        unknown = session.take_user_types() - self.types.keys()
+        if not unknown:
+            self._sink(events)
+            return
+        stream.hold("types")
+        self._loading = asyncio.ensure_future(self._deliver_after_loading(unknown, events, stream))
+
+    async def _deliver_after_loading(self, unknown: set[int], events: list[Event], stream: Stream) -> None:
+        """Learn of types made after we connected, then deliver the rows that have them."""
+        try:
+            async with await connect(self._dsn) as connection:
+                fresh = await load_types(connection)
+            self.types.update(dict.fromkeys(unknown, TEXT_OID) | fresh)
+            self._sink(events)
+            stream.release("types")
+        except Exception as error:  # noqa: BLE001 - it is raised again by the stream's run()
+            stream.fail(error)
+
+    def _notice(self, notice: Diagnostic) -> None:
+        """Act on the warnings that mean lost or withheld rows."""
+        text = notice.message_primary or ""
+        if notice.sqlstate != "55000" or self._stream is None:
+            return
+        if "synchronized_standby_slots" in text:
+            self.last_error = text
+            self._log.warning("the server withholds rows until a standby has them", reason=text)
+        elif self._settings.publication in text:
+            self._stream.fail(
+                SourceError(
+                    f"publication {self._settings.publication!r} was missing for a while: rows written then are lost"
+                    " to the stream",
+                    hint="cdcsync slot reset, then start again with a resync of all mappings",
+                )
+            )
+
+    # --- between connections
+
+    def _note(self, error: SourceUnavailableError) -> None:
+        self.last_error = error.message
+        self._log.warning("the stream is interrupted", reason=error.message)
+
+    async def _wait_before_retry(self) -> None:
+        first, longest = RETRY_SECONDS
+        if self.last_error is not None and "is in use by" in self.last_error:
+            longest = BUSY_SECONDS
+        pause = min(first * 2**self._failures, longest) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures += 1
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._stopping.wait()
+
+
+async def _end(task: asyncio.Future[None]) -> None:
+    """Cancel a task and wait until it is over, whatever its end."""
+    task.cancel()
+    await asyncio.wait([task])
