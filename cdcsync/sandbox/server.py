@@ -192,10 +192,13 @@ def cut(incoming: web.Request) -> None:
 
 
 class SandboxThread:
-    """A context manager that serves a CRM from a background thread; gives ``url`` and ``admin_url``."""
+    """A context manager that serves a CRM (or a new one, by name) from a background thread.
 
-    def __init__(self, crm: Crm, settings: Mapping[str, Any] | None = None) -> None:
-        self.crm = crm
+    ``url`` and ``admin_url`` are known inside the ``with``. Raises OSError if it cannot be served.
+    """
+
+    def __init__(self, crm: Crm | str, settings: Mapping[str, Any] | None = None) -> None:
+        self.crm = crm = build(crm) if isinstance(crm, str) else crm
         self.url = ""
         self.admin_url = ""
         if settings:
