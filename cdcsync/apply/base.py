@@ -12,7 +12,7 @@ Anything else that escapes is a bug, and ends the process.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from cdcsync.model import Batch, JobStatus, Op, Outcome, Target, Window
@@ -56,13 +56,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a mapping needs of an object, for ``Destination.check``. ``links`` are (to_object, type) pairs."""
+    """What a mapping needs of an object, for ``Destination.check``.
+
+    ``links`` are (to_object, type) pairs; ``refs`` give the (object, key field) that a field refers to.
+    """
 
     mapping: str
     target: Target
     fields: Mapping[str, str]  # CRM field → its source, for messages
     links: Sequence[tuple[str, str]] = ()
     deletes: bool = True
+    refs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
