@@ -1,0 +1,95 @@
+"""Whether each mapping fits its table: columns, key, replica identity, privileges."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+from psycopg import sql
+
+from cdcsync.apply.base import Finding
+from cdcsync.config import Config, MapConfig
+from cdcsync.errors import CdcsyncError
+from cdcsync.mappers.compile import compile_mapper
+from cdcsync.model import Relation
+from cdcsync.wal.catalog import load_relation, load_types, rows
+from cdcsync.wal.connect import Connection
+from cdcsync.wal.identity import identity_problems
+
+_UNIQUE = """
+    SELECT EXISTS (
+        SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %s
+        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
+          AND i.indpred IS NULL
+    )
+"""
+
+_READABLE = """
+    SELECT has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid) FROM pg_class c WHERE c.oid = %s
+"""
+
+
+def quoted(connection: Connection, name: str) -> str:
+    """Write a ``schema.table`` as SQL wants it."""
+    return sql.Identifier(*name.split(".", 1)).as_string(connection)
+
+
+async def check_tables(connection: Connection, config: Config) -> AsyncIterator[Finding]:
+    """Yield the findings of each table, then of each mapping."""
+    tables = sorted({one.table for one in config.maps})
+    for problem in await identity_problems(connection, tables):
+        message, colon, remedy = problem.partition(": ALTER ")
+        yield Finding("replica identity", ok=False, message=message, hint=f"ALTER {remedy}" if colon else "")
+    types = await load_types(connection)
+    for one in config.maps:
+        async for finding in _mapping(connection, one, config.postgres.publication, types):
+            yield finding
+
+
+async def _mapping(
+    connection: Connection, one: MapConfig, publication: str, types: Mapping[int, int]
+) -> AsyncIterator[Finding]:
+    subject = f"map {one.name}: table {one.table}"
+    schema, _, table = one.table.partition(".")
+    try:
+        relation = await load_relation(connection, schema, table, publication)
+        compile_mapper(one, relation, types)
+    except CdcsyncError as error:
+        message = error.message.replace(f"map {one.name}: ", "").replace("\n", "; ")
+        yield Finding(subject, ok=False, message=message, hint=error.hint)
+        return
+    yield Finding(subject, ok=True, message="has all columns, and deletes carry the key")
+    yield await _key(connection, one, relation)
+    if one.backfill:
+        yield await _readable(connection, one, relation)
+
+
+async def _key(connection: Connection, one: MapConfig, relation: Relation) -> Finding:
+    subject = f"map {one.name}: key {one.key_column}"
+    ((unique,),) = await rows(connection, _UNIQUE, [one.key_column, relation.oid])
+    if unique:
+        return Finding(subject, ok=True, message="unique in the database")
+    return Finding(
+        subject,
+        ok=False,
+        message=f"no unique index says that no two rows of {one.table} have one {one.key_column}: "
+        "they would overwrite each other's record",
+        hint=f"CREATE UNIQUE INDEX CONCURRENTLY ON {quoted(connection, one.table)} "
+        f"({sql.Identifier(one.key_column).as_string(connection)}); or map another key",
+    )
+
+
+async def _readable(connection: Connection, one: MapConfig, relation: Relation) -> Finding:
+    subject = f"map {one.name}: copy of existing rows"
+    role = sql.Identifier(connection.info.user).as_string(connection)
+    ((may_select, hidden),) = await rows(connection, _READABLE, [relation.oid])
+    if not may_select:
+        hint = f"GRANT SELECT ON {quoted(connection, one.table)} TO {role}; or backfill = false"
+        return Finding(subject, ok=False, message=f"this role may not read {one.table}", hint=hint)
+    if hidden:
+        return Finding(
+            subject,
+            ok=False,
+            message=f"row security hides rows of {one.table} from this role, though the stream would show them",
+            hint=f"ALTER ROLE {role} BYPASSRLS; or backfill = false",
+        )
+    return Finding(subject, ok=True, message="the table is readable")
