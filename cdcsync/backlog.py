@@ -248,8 +248,8 @@ class Backlog:
             return predecessor
         freed = {other for member in circle for other in self.fold.waiting[member].keys}
         since = self.ready[key]
-        for member in self.fold.forget_origins(circle):
-            self._woken(member, since)
+        self.fold.forget_origins(circle)
+        self._wake_disturbed(since)
         for other in freed:
             self._release(other, since)
         return None
@@ -290,13 +290,15 @@ class Backlog:
             self._busy.pop(key, None)
 
     def _give_back(self, row: PendingRow, now: float) -> str:
-        newer = self.fold.newer_than(row)
-        origins = self.fold.waiting[newer].origins if newer is not None else ()
         key = self.fold.give_back(row)
-        for touched in (key, *origins):
-            if touched in self.fold.waiting:
-                self._woken(touched, now)
+        self._woken(key, now)
+        self._wake_disturbed(now)
         return key
+
+    def _wake_disturbed(self, now: float) -> None:
+        for key in self.fold.disturbed:
+            self._woken(key, now)
+        self.fold.disturbed = set()
 
     def _woken(self, key: str, now: float) -> None:
         self.held.pop(key, None)

@@ -119,6 +119,8 @@ class Fold:
         self.coalesced = 0
         """Changes that were absorbed into another one, ever."""
         self.size = 0
+        self.disturbed: set[str] = set()
+        """Keys whose rows were made or changed beside the one asked for; the backlog takes them from here."""
 
     def feed(self, event: Event, *, uncertain: bool = False) -> list[str]:
         """Fold one change in; returns the keys whose waiting rows it made or changed."""
@@ -177,11 +179,11 @@ class Fold:
         self.coalesced += 1
         return key
 
-    def forget_origins(self, keys: list[str]) -> list[str]:
+    def forget_origins(self, keys: list[str]) -> None:
         """Let rows be written under the keys they have, as when they change keys in a circle.
 
         A key that an uncertain one of them had on its way, and that no row has now, may hold its record: that is
-        deleted. Returns the keys whose waiting rows this made or changed.
+        deleted.
         """
         origins: dict[str, PendingRow] = {}
         for key in keys:
@@ -189,10 +191,10 @@ class Fold:
             origins.update(dict.fromkeys(row.origins, row))
             row.origins, row.whole = (), True
             self.put(row)
-        left = [key for key in origins if key not in keys]
-        for key in left:
-            self._surrender(replace(origins[key], key=key, origins=()))
-        return [*keys, *left]
+        self.disturbed.update(keys)
+        for key in origins:
+            if key not in keys:
+                self._surrender(replace(origins[key], key=key, origins=()))
 
     def _vacate(self, row: PendingRow) -> None:
         """Let a row that was to move onto a key be written there instead, and delete the record it came from."""
@@ -201,14 +203,22 @@ class Fold:
         row.origins, row.whole = (), True
 
     def _surrender(self, row: PendingRow) -> None:
-        """See to the record that may stand under ``row``'s key: the row that has the key takes it over, or it goes."""
-        successor = self.waiting.get(row.key)
-        if successor is not None:
-            successor.whole = successor.uncertain = True
+        """See to the record that may stand under ``row``'s key: the row that has the key takes it over, or it goes.
+
+        A row that takes a record over leaves behind the one that it would have taken along.
+        """
+        self.disturbed.add(row.key)
+        if row.key not in self.waiting:
+            row.deleted, row.image, row.fresh, row.whole = True, b"", False, False
+            self.put(row)
+            self.coalesced -= 1
             return
-        row.deleted, row.image, row.fresh, row.whole = True, b"", False, False
-        self.put(row)
-        self.coalesced -= 1
+        successor = self.take(row.key)
+        left, successor.origins = successor.origins, ()
+        successor.whole = successor.uncertain = True
+        self.put(successor)
+        for origin in left:
+            self._surrender(replace(successor, key=origin))
 
     def _write(self, event: Event) -> str:
         image = complete_from_old(event.change)

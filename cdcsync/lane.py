@@ -35,6 +35,7 @@ from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position,
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
 from cdcsync.route import Route
 from cdcsync.state import Known, Reject, State, Tick
+from cdcsync.status import LaneState
 
 T = TypeVar("T")
 
@@ -185,7 +186,7 @@ class Lane:
         return min((at for route in self.routes if (at := route.backlog.oldest_time()) is not None), default=None)
 
     @property
-    def state(self) -> str:
+    def state(self) -> LaneState:
         """What the lane does, in the status's words."""
         if self.stopping:
             return "stopped"

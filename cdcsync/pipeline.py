@@ -44,7 +44,7 @@ TICK_SECONDS = 1.0
 COPY_ROOM = 20_000
 """Rows that a lane may have pending before a backfill waits."""
 RESUME_SHARE = 0.8
-"""Of the memory budget: below it, reading goes on."""
+"""Of the budgets for memory and disk: below it, reading goes on."""
 
 
 class Reader(Protocol):
@@ -90,6 +90,7 @@ class Pipeline:
 
     state: State
     max_memory: int
+    max_journal: int
     log: structlog.typing.FilteringBoundLogger
     lanes: list[Lane] = field(default_factory=list)
     position: Position = field(init=False)
@@ -105,6 +106,7 @@ class Pipeline:
     _waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
     _jobs: int = 0
     _full: bool = False
+    _file_size: int = 0
     _unwritten_backfills: dict[str, BackfillState] = field(default_factory=dict)
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
     _pauses: list[Route] = field(default_factory=list)
@@ -144,7 +146,7 @@ class Pipeline:
                 self.messages += 1
         for lane in behind:
             lane.nudge()
-        self._watch_memory()
+        self._watch_budgets()
 
     def connected_anew(self) -> None:
         """Forget the transaction under way: the stream starts again behind the last commit that was confirmed."""
@@ -206,17 +208,19 @@ class Pipeline:
             if not waiter[1].done():
                 waiter[1].set_result(None)
 
-    def _watch_memory(self) -> None:
+    def _watch_budgets(self) -> None:
+        """Leave the stream unread while pending rows take more memory, or the state file more disk, than they may."""
         if self.reader is None:
             return
-        size = sum(lane.size for lane in self.lanes)
-        if not self._full and size > self.max_memory:
+        share = max(sum(lane.size for lane in self.lanes) / self.max_memory, self._file_size / self.max_journal)
+        if not self._full and share > 1:
             self._full = True
             self.reader.pause()
-            self.log.warning("reading paused", pending_bytes=size, budget=self.max_memory)
-        elif self._full and size < self.max_memory * RESUME_SHARE:
+            self.log.warning("reading paused: pending rows fill the budget", state_file=self._file_size)
+        elif self._full and share < RESUME_SHARE:
             self._full = False
             self.reader.resume()
+            self.log.info("reading goes on")
 
     # --- backfills
 
@@ -312,8 +316,9 @@ class Pipeline:
             if self.reader is not None and not all(lane.caught_up for lane in self.lanes):
                 self.reader.request_progress()
             await self._apply_pauses()
+            self._file_size = await self.on_file(State.size)
             self._check_balance()
-            self._watch_memory()
+            self._watch_budgets()
 
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""

@@ -63,7 +63,7 @@ class Service:
         state = await asyncio.to_thread(State.open, self.config.state.path)
         try:
             identity = await prepare(self.config, state, self.log)
-            pipeline = Pipeline(state, self.config.batch.max_memory, self.log)
+            pipeline = Pipeline(state, self.config.batch.max_memory, self.config.state.max_journal, self.log)
             await self._run(pipeline, identity)
         finally:
             state.close()

@@ -445,6 +445,13 @@ class State:
         with self._transaction():
             self._write_job(job.id, job)
 
+    def size(self) -> int:
+        """Return the bytes in use in the file (free pages inside it are used again, and do not count)."""
+        page, pages, free = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
+        )
+        return int(page * (pages - free))
+
     def counters(self, lane: str) -> dict[str, int]:
         """Return a lane's counters as of the last tick."""
         return dict(self._db.execute("SELECT name, value FROM counter WHERE lane = ?", (lane,)).fetchall())

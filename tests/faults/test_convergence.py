@@ -1,0 +1,196 @@
+"""The oracle: random transactions, kill -9 and failing CRMs; at the end the CRMs equal the database."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from cdcsync.demo.shop import Inventor
+from tests.faults.stage import Stage, stage
+
+KILLS = 20
+SEARCHED = "(SELECT id FROM {table} ORDER BY random() LIMIT 1)"
+
+FAULTS = {
+    "salesforce": [
+        {"kind": "refuse", "status": 503, "match": {"path": "/(composite|jobs)/"}, "probability": 0.03, "times": None},
+        {"kind": "refuse", "status": 429, "match": {"path": "/composite/"}, "probability": 0.03, "times": None},
+        {"kind": "do_then_fail", "status": 500, "match": {"path": "/composite/"}, "probability": 0.03, "times": None},
+        {"kind": "reset", "when": "after", "match": {"path": "/(composite|jobs)/"}, "probability": 0.03, "times": None},
+        {"kind": "reset", "when": "before", "match": {"path": "/composite/"}, "probability": 0.02, "times": None},
+        {"kind": "lock", "match": {}, "probability": 0.01, "times": None},
+    ],
+    "hubspot": [
+        {"kind": "refuse", "status": 502, "match": {"path": "/crm/"}, "probability": 0.03, "times": None},
+        {"kind": "refuse", "status": 429, "match": {"path": "/crm/"}, "probability": 0.03, "times": None},
+        {"kind": "do_then_fail", "status": 504, "match": {"path": "/batch/"}, "probability": 0.03, "times": None},
+        {"kind": "reset", "when": "after", "match": {"path": "/batch/"}, "probability": 0.03, "times": None},
+        {"kind": "reset", "when": "before", "match": {"path": "/batch/"}, "probability": 0.02, "times": None},
+    ],
+}
+
+
+class Shopkeeper:
+    """Writes random transactions over the three tables: rows come, change, change keys, go; some are rolled back."""
+
+    def __init__(self, dsn: str, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.inventor = Inventor(seed + 1)
+        self.inventor._serial = 1_000_000  # domains and addresses apart from those of the first rows
+        self.transactions = 0
+        self._dsn = dsn
+        self._stopping = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        steps = [self._insert, self._insert, self._update, self._update, self._update, self._rename, self._delete]
+        try:
+            with psycopg.connect(self._dsn, autocommit=True) as connection:
+                connection.execute("SELECT setseed(0.5)")
+                while not self._stopping.is_set():
+                    try:
+                        with connection.transaction() as transaction:
+                            for _ in range(self.random.randint(1, 6)):
+                                self.random.choice(steps)(connection)
+                            if self.random.random() < 0.1:
+                                raise psycopg.Rollback(transaction)
+                    except psycopg.errors.IntegrityError:
+                        pass  # a key that was taken: the transaction is rolled back, as an application's would be
+                    self.transactions += 1
+                    time.sleep(self.random.random() * 0.02)
+        except psycopg.Error as error:
+            self._error = error
+
+    def _insert(self, connection: psycopg.Connection) -> None:
+        which = self.random.random()
+        if which < 0.1:
+            connection.execute(
+                "INSERT INTO companies (name, domain, industry, phone) VALUES (%s, %s, %s, %s)", self.inventor.company()
+            )
+        elif which < 0.5:
+            connection.execute(
+                "INSERT INTO customers (id, email, first_name, last_name, tier, company_id) VALUES "
+                "(%s, %s, %s, %s, %s, (SELECT id FROM companies ORDER BY random() LIMIT 1))",
+                self.inventor.customer(),
+            )
+        else:
+            connection.execute(
+                "INSERT INTO orders (title, stage, amount, due, customer_id, company_id) SELECT %s, %s, %s, %s, id, "
+                "company_id FROM customers ORDER BY random() LIMIT 1",
+                self.inventor.order(),
+            )
+
+    def _update(self, connection: psycopg.Connection) -> None:
+        which = self.random.randrange(5)
+        if which == 0:
+            connection.execute(
+                "UPDATE companies SET phone = %s WHERE id = (SELECT id FROM companies ORDER BY random() LIMIT 1)",
+                [self.inventor.phone()],
+            )
+        elif which == 1:
+            connection.execute(
+                "UPDATE customers SET email = %s WHERE id = (SELECT id FROM customers ORDER BY random() LIMIT 1)",
+                [self.inventor.email()],
+            )
+        elif which == 2:
+            connection.execute(
+                "UPDATE customers SET company_id = (SELECT id FROM companies ORDER BY random() LIMIT 1) "
+                "WHERE id = (SELECT id FROM customers ORDER BY random() LIMIT 1)"
+            )
+        else:
+            connection.execute(
+                "UPDATE orders SET amount = random() * 1000, stage = %s WHERE id IN "
+                "(SELECT id FROM orders ORDER BY random() LIMIT 5)",
+                [self.inventor.stage()],
+            )
+
+    def _rename(self, connection: psycopg.Connection) -> None:
+        which = self.random.randrange(4)
+        if which == 0:
+            connection.execute(
+                "UPDATE companies SET id = (SELECT max(id) + 1 FROM companies) "
+                "WHERE id = (SELECT id FROM companies ORDER BY random() LIMIT 1)"
+            )
+        elif which == 1:
+            connection.execute(
+                "UPDATE customers SET id = %s WHERE id = (SELECT id FROM customers ORDER BY random() LIMIT 1)",
+                [self.inventor.customer()[0]],
+            )
+        else:
+            connection.execute(
+                "UPDATE orders SET id = (SELECT floor(random() * 500) + 1) "
+                "WHERE id = (SELECT id FROM orders ORDER BY random() LIMIT 1)"
+            )
+
+    def _delete(self, connection: psycopg.Connection) -> None:
+        which = self.random.randrange(10)
+        if which == 0:
+            connection.execute("DELETE FROM companies WHERE id = (SELECT id FROM companies ORDER BY random() LIMIT 1)")
+        elif which < 4:
+            connection.execute("DELETE FROM customers WHERE id = (SELECT id FROM customers ORDER BY random() LIMIT 1)")
+        else:
+            connection.execute("DELETE FROM orders WHERE id IN (SELECT id FROM orders ORDER BY random() LIMIT 3)")
+
+
+def cascade_keys(shop: Stage) -> None:
+    """Let the shop's keys change: the tables that refer to them follow."""
+    for table, column, parent in (
+        ("customers", "company_id", "companies"),
+        ("orders", "customer_id", "customers"),
+        ("orders", "company_id", "companies"),
+    ):
+        shop.execute(
+            f"ALTER TABLE {table} DROP CONSTRAINT {table}_{column}_fkey, ADD CONSTRAINT {table}_{column}_fkey "
+            f"FOREIGN KEY ({column}) REFERENCES {parent} ON UPDATE CASCADE ON DELETE CASCADE"
+        )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_the_crms_equal_the_database_after_crashes_and_failures(pg: str, tmp_path: Path) -> None:
+    """Whatever happens to daemon and CRMs, every record ends as its row is; none is doubled, none ever goes back."""
+    seed = int(os.environ.get("CDCSYNC_SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 10**6)
+    seconds = float(os.environ.get("CDCSYNC_SOAK_SECONDS", "60"))
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    with stage(tmp_path, pg, seed=seed) as shop:
+        cascade_keys(shop)
+        shopkeeper = Shopkeeper(pg, seed)
+        shop.start()
+        with shopkeeper.at_work():
+            for crm, rules in FAULTS.items():
+                shop.settings(crm, seed=seed)
+                shop.fault(crm, *rules)
+            kills, ends = 0, time.monotonic() + seconds
+            while time.monotonic() < ends or kills < KILLS:
+                time.sleep(rng.uniform(0.3, 2 * seconds / KILLS))
+                assert shop.alive(), shop.log()
+                shop.kill()
+                kills += 1
+                shop.start()
+        for crm in FAULTS:
+            shop.mend(crm)
+        shop.settled(timeout=180)
+        print(f"{shopkeeper.transactions} transactions, {kills} kills")
+        shop.assert_converged()
+        assert shop.stop() == 0, shop.log()

@@ -1,0 +1,67 @@
+"""Both CRMs down: the database is not held up, memory is bounded, and folding pays when they return."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.faults.stage import Stage, stage
+
+KEYS = 10_000
+CHANGES = 200_000
+RETAINED = 64 << 20
+MEMORY = 400 << 20
+"""The default budget for pending rows (256 MB) and what the process takes without any."""
+
+DOWN = {"kind": "refuse", "status": 503, "match": {}, "times": None}
+
+
+@pytest.mark.timeout(600)
+def test_an_outage_of_both_crms_costs_neither_disk_nor_memory(pg: str, tmp_path: Path) -> None:
+    """200,000 changes over 10,000 keys with both down: WAL < 64 MB, memory in budget, ≤ 10,000 records sent after."""
+    with stage(tmp_path, pg) as shop:
+        shop.start()
+        shop.settled()
+        for crm in shop.sandboxes:
+            shop.fault(crm, DOWN)
+        sent = {crm: _writes(shop.admin(crm, "books")) for crm in shop.sandboxes}
+        shop.execute(
+            "INSERT INTO companies (name, domain) SELECT 'Outage ' || i, 'outage' || i || '.example.com' "
+            f"FROM generate_series(1, {KEYS}) i"
+        )
+        worst = 0
+        process = psutil.Process(shop.daemon.pid if shop.daemon else 0)
+        for number in range(CHANGES // KEYS - 1):
+            shop.execute(f"UPDATE companies SET phone = '{number}' WHERE name LIKE 'Outage %'")
+            worst = max(worst, process.memory_info().rss)
+        ((target,),) = shop.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint")
+        shop.wait(lambda: _durable(shop) >= target, "the journal does not keep up")
+        worst = max(worst, process.memory_info().rss)
+        shop.execute("CHECKPOINT")
+        shop.wait(lambda: _retained(shop) < RETAINED, f"the slot retains {_retained(shop)} bytes")
+        assert worst < MEMORY
+        for crm in shop.sandboxes:
+            shop.mend(crm)
+        shop.settled(timeout=300)
+        shop.assert_converged()
+        for crm, before in sent.items():
+            assert _writes(shop.admin(crm, "books")) - before <= KEYS + 1
+
+
+def _writes(books: dict[str, int]) -> int:
+    return books["creates"] + books["updates"] + books["noop_writes"]
+
+
+def _durable(shop: Stage) -> int:
+    snapshot = shop.snapshot()
+    return 0 if snapshot is None else int(snapshot.source.durable_lsn)
+
+
+def _retained(shop: Stage) -> int:
+    ((size,),) = shop.execute(
+        "SELECT coalesce(pg_current_wal_lsn() - restart_lsn, 0)::bigint FROM pg_replication_slots "
+        "WHERE database = current_database()"
+    )
+    return int(size)
