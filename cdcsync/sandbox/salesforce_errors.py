@@ -28,7 +28,7 @@ class RowError(Exception):
 
     def as_api_error(self) -> ApiError:
         """Turn it into the answer of a single-row REST call, where the row is the request."""
-        gone = self.code in {"ENTITY_IS_DELETED", "INVALID_CROSS_REFERENCE_KEY"}
+        gone = self.code in {"ENTITY_IS_DELETED", "INVALID_CROSS_REFERENCE_KEY", "NOT_FOUND"}
         return ApiError(404 if gone else 400, self.code, self.message, self.fields)
 
 
