@@ -73,7 +73,16 @@ class LinkTypes:
         for entry in self.labels(from_object, to_object):
             if name in {str(entry.get("typeId")), entry.get("label")}:
                 return {"associationCategory": entry.get("category"), "associationTypeId": entry.get("typeId")}
-        raise FatalError(
+        raise self._unknown(from_object, to_object, name)
+
+    def confirm(self, from_object: str, to_object: str, name: str) -> None:
+        """Ask the account whether a type goes from one object to the other. Raises FatalError if it does not."""
+        number = self.resolve(from_object, to_object, name)["associationTypeId"]
+        if number not in {entry.get("typeId") for entry in self.labels(from_object, to_object)}:
+            raise self._unknown(from_object, to_object, name)
+
+    def _unknown(self, from_object: str, to_object: str, name: str) -> FatalError:
+        return FatalError(
             f"HubSpot has no association type {name!r} from {from_object} to {to_object}",
             hint=f"use one of: {', '.join(self.names(from_object, to_object)) or 'none exists'}",
         )
@@ -136,6 +145,8 @@ class Linker:
         try:
             answer = self._session.call(self._session.associations.create, from_object, to_object, {"inputs": inputs})
         except BatchRejectedError as refusal:
+            for name in {tie.type for tie in ties}:
+                self.types.confirm(from_object, to_object, name)
             if len(ties) == 1:
                 return {ties[0].place: Rejected(refusal.reason, refusal.message, ties[0].type)}
             return self._create_halves(from_object, to_object, ties)
