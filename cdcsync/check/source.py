@@ -48,13 +48,13 @@ async def check_source(config: Config) -> list[Finding]:
     except CdcsyncError as error:
         findings.append(failure("postgres", error))
     except psycopg.Error as error:
-        findings.append(Finding("postgres", ok=False, message=str(error).strip()))
+        findings.append(Finding("postgres", ok=False, message=" ".join(str(error).split())))
     return findings
 
 
 def failure(subject: str, error: CdcsyncError) -> Finding:
-    """Make a cross of an error."""
-    return Finding(subject, ok=False, message=error.message, hint=error.hint)
+    """Make a cross of an error, in one line."""
+    return Finding(subject, ok=False, message=" ".join(error.message.split()), hint=" ".join(error.hint.split()))
 
 
 async def _findings(connection: Connection, config: Config) -> AsyncIterator[Finding]:
@@ -119,7 +119,7 @@ async def _replication(connection: Connection, postgres: PostgresConfig) -> Find
     except CdcsyncError as error:
         role = sql.Identifier(connection.info.user).as_string(connection)
         hint = f"ALTER ROLE {role} REPLICATION; (managed services: a role of theirs). Else: {error.hint}"
-        return Finding(subject, ok=False, message=error.message, hint=hint)
+        return Finding(subject, ok=False, message=" ".join(error.message.split()), hint=hint)
     return Finding(subject, ok=True, message=f"a replication connection opens (timeline {system.timeline})")
 
 

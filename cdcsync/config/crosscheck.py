@@ -31,15 +31,19 @@ def crosscheck(maps: Mapping[int, MapConfig], kinds: Mapping[str, str | None], *
     """
     for place, one in maps.items():
         path = ("map", place)
-        if one.crm not in kinds:
-            yield Mistake((*path, "to"), f"there is no [crm.{one.crm}]{did_you_mean(one.crm, kinds)}")
-        else:
-            yield from _features(path, one, kinds[one.crm])
+        yield from unknown_crm(place, one.crm, kinds)
+        yield from _features(path, one, kinds.get(one.crm))
         yield from _targets(path, one, maps, complete=complete)
     yield from _repeated(maps)
     yield from _filters(maps)
     if cycle := find_cycle(list(maps.values())):
         yield Mistake(("map",), f"mappings refer to each other in a circle, so no order of writing is right: {cycle}")
+
+
+def unknown_crm(place: int, crm: str, kinds: Mapping[str, str | None]) -> Iterator[Mistake]:
+    """Check that the CRM a mapping names is there; a mapping that could not be read can be asked for that much."""
+    if crm not in kinds:
+        yield Mistake(("map", place, "to"), f"there is no [crm.{crm}]{did_you_mean(crm, kinds)}")
 
 
 def _features(path: tuple[str | int, ...], one: MapConfig, kind: str | None) -> Iterator[Mistake]:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from cdcsync.config.crm import CRM_KINDS, HubspotConfig, SalesforceConfig, crm_kind
-from cdcsync.config.crosscheck import Mistake, crosscheck, did_you_mean
+from cdcsync.config.crosscheck import Mistake, crosscheck, did_you_mean, unknown_crm
 from cdcsync.config.lines import line_of, locate
 from cdcsync.config.mapping import AssociateConfig, FieldConfig, MapConfig
 from cdcsync.config.models import Config
@@ -130,6 +130,9 @@ def _check(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[Config | N
     if isinstance(crms, dict):
         kinds = {name: crm_kind(name, table) for name, table in crms.items()}
         mistakes.extend(crosscheck(maps, kinds, complete=complete))
+        for place, crm in _named_crms(data):
+            if place not in maps:
+                mistakes.extend(unknown_crm(place, crm, kinds))
     return config, mistakes
 
 
@@ -141,6 +144,13 @@ def _readable_maps(data: dict[str, Any], context: dict[str, Any]) -> Iterator[tu
             yield place, adapter.validate_python(one, context=context)
         except ValidationError:
             continue
+
+
+def _named_crms(data: dict[str, Any]) -> Iterator[tuple[int, str]]:
+    given = data.get("map")
+    for place, one in enumerate(given if isinstance(given, list) else ()):
+        if isinstance(one, dict) and isinstance(target := one.get("to"), str) and "." in target:
+            yield place, target.partition(".")[0]
 
 
 def _mistake(detail: ErrorDetails, data: dict[str, Any]) -> Mistake:

@@ -210,3 +210,43 @@ async def test_the_whole_chain_is_proven_to_the_crm(pg: str, hubspot_sandbox: Sa
     assert [finding.ok for finding in login] == [True]
     assert any("no_such_property" in finding.subject and not finding.ok for finding in findings)
     assert any(": email = email" in finding.subject and finding.ok for finding in findings)
+
+
+@pytest.mark.usefixtures("database")
+async def test_parents_by_key_are_checked_in_salesforce(pg: str, salesforce_sandbox: SandboxThread) -> None:
+    """Two mappings, child first in the file: login, keys, fields and the reference are compared with the org."""
+    settings = Config.model_validate(
+        {
+            "postgres": {"dsn": pg, "slot": f"s_{uuid.uuid4().hex[:12]}"},
+            "crm": {
+                "salesforce": {
+                    "login_url": salesforce_sandbox.url,
+                    "client_id": "app",
+                    "client_secret": {"env": "SECRET"},
+                }
+            },
+            "map": [
+                {
+                    "table": "customers",
+                    "to": "salesforce.Contact",
+                    "key": {"External_Id__c": "id"},
+                    "fields": {
+                        "LastName": "last_name",
+                        "AccountId": {"column": "company_id", "ref": "salesforce.Account.External_Id__c"},
+                    },
+                },
+                {
+                    "table": "companies",
+                    "to": "salesforce.Account",
+                    "key": {"External_Id__c": "id"},
+                    "fields": {"Name": "name", "Nmae__c": "name"},
+                },
+            ],
+        },
+        context={"environ": {"SECRET": "s3cret"}},
+    )
+    findings = await online(settings)
+    found = [finding.subject + finding.message for finding in crosses(findings)]
+    assert len(found) == 1, found
+    assert "Nmae__c" in found[0]
+    assert any("LastName" in finding.subject + finding.message for finding in findings)

@@ -245,7 +245,7 @@ to = "salesforc.Contact"
 key = { External_Id__c = "id" }
 fields = { Email = "email" }
 [[map]]
-to = "salesforce.Account"
+to = "salesfroce.Account"
 key = { A = "a", B = "b" }
 nulls = "drop"
 [map.fields]
@@ -265,6 +265,7 @@ Phone = 7
         'cdcsync.toml:14: crm.other.kind: expected kind = "salesforce" or "hubspot" (did you mean hubspot?)',
         "cdcsync.toml:18: map[0].to: there is no [crm.salesforc] (did you mean salesforce?)",
         "cdcsync.toml:21: map[1].table: is missing",
+        "cdcsync.toml:22: map[1].to: there is no [crm.salesfroce] (did you mean salesforce?)",
         "cdcsync.toml:23: map[1].key: expected exactly one { CRM field = column }",
         'cdcsync.toml:24: map[1].nulls: expected "clear" or "keep"',
         "cdcsync.toml:26: map[1].fields.Email.colunm: unknown key (did you mean column?)",
