@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def eventually(condition: Callable[[], T], timeout: float = 30.0, what: str = ""
     return value
 
 
-async def eventually_async(condition: Callable[[], T | Awaitable[T]], timeout: float = 30.0, what: str = "") -> T:
+async def eventually_async(condition: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
     """As ``eventually``, on the event loop; the condition may be a coroutine function."""
     deadline = time.monotonic() + timeout
     while True:

@@ -70,7 +70,7 @@ class Proxy:
         self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
         self.upward = threading.Event()
         self.downward = threading.Event()
-        self.refusing = False
+        self._refusing = False
         self.links: list[Link] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -83,6 +83,14 @@ class Proxy:
         """End the server's direction of all present connections."""
         for link in list(self.links):
             link.half_close()
+
+    def refuse(self) -> None:
+        """Close new connections at once."""
+        self._refusing = True
+
+    def accept(self) -> None:
+        """Take new connections again."""
+        self._refusing = False
 
     def stall(self) -> None:
         """Hold what the server sends, and keep all connections open."""
@@ -118,7 +126,7 @@ class Proxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = None if self.refusing else self._connect()
+                server = None if self._refusing else self._connect()
                 if server is None:
                     client.close()
                 else:

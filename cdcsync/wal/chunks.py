@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Final, Self
 
-from psycopg import AsyncConnection, IsolationLevel, sql
+from psycopg import IsolationLevel, sql
 
 from cdcsync.errors import SourceError
 from cdcsync.model import Relation, parse_lsn
+from cdcsync.wal.connect import Connection
 from cdcsync.wal.tuples import join_tuple, pick
 from cdcsync.wal.visibility import Snapshot, flushed_position
 
 _SESSION: Final = (
-    "SET client_encoding = 'UTF8'; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET bytea_output = 'hex';"
-    "SET extra_float_digits = 3; SET timezone = 'UTC'; SET row_security = off;"
+    "SET row_security = off;"
     "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0"
 )
-"""The text forms that the replication connection pins too; an error in place of rows that row security hides."""
+"""An error in place of rows that row security hides; no limits of the role's on the time a chunk may take."""
 
 _PROBE: Final = """
 SELECT c.relkind::text,
@@ -49,9 +49,9 @@ class Chunk:
 
 
 class ChunkReader:
-    """Reads chunks of one table over a connection of its own. Make it with ``open``."""
+    """Reads chunks of one table over a connection of its own (``connect.connect``). Make it with ``open``."""
 
-    def __init__(self, connection: AsyncConnection[Any], where: str | None) -> None:
+    def __init__(self, connection: Connection, where: str | None) -> None:
         self._connection = connection
         self._where = where
         self._only = sql.SQL("ONLY ")
@@ -61,13 +61,12 @@ class ChunkReader:
         """Whether commits may have to wait for a standby, and stay invisible while the stream has them already."""
 
     @classmethod
-    async def open(cls, connection: AsyncConnection[Any], relation: Relation, where: str | None = None) -> Self:
-        """Prepare the connection (session settings, autocommit) and look at the table.
+    async def open(cls, connection: Connection, relation: Relation, where: str | None = None) -> Self:
+        """Prepare the connection and look at the table.
 
         ``where`` is a condition in SQL. Raises SourceError when there is no such table, and psycopg's errors.
         """
         reader = cls(connection, where)
-        await connection.set_autocommit(True)
         await connection.execute(_SESSION)
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
         await connection.set_read_only(True)
@@ -102,9 +101,13 @@ class ChunkReader:
         last = key_texts(rows[-1], relation, key_columns) if rows else None
         return Chunk(rows, last, len(rows) < limit, snapshot, upto_lsn)
 
-    async def snapshot(self) -> Snapshot:
-        """Take a snapshot of now."""
-        return (await self._position())[0]
+    async def running(self) -> set[str]:
+        """Return the ids of all transactions that have written something and are not visible yet.
+
+        A snapshot would not do: its xmax is behind the last *ended* transaction, not before the next new one.
+        """
+        query = "SELECT transactionid::text FROM pg_locks WHERE mode = 'ExclusiveLock' AND transactionid IS NOT NULL"
+        return {xid for (xid,) in await (await self._connection.execute(query)).fetchall()}
 
     async def _position(self) -> tuple[Snapshot, int]:
         query = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"

@@ -10,19 +10,19 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import psycopg
-from psycopg import AsyncConnection
 from structlog.typing import FilteringBoundLogger
 
 from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.model import Relation
 from cdcsync.wal.chunks import Chunk, ChunkReader, key_texts
+from cdcsync.wal.connect import Connection
 from cdcsync.wal.visibility import Merged, Window
 
-Connect: TypeAlias = Callable[[], Awaitable[AsyncConnection[Any]]]
-"""Opens an ordinary (not replication) connection to the source database, for the backfill alone."""
+Connect: TypeAlias = Callable[[], Awaitable[Connection]]
+"""Opens a connection to the source database for the backfill alone, as ``connect.connect`` does."""
 
 CHUNK_BYTES: Final = 8 << 20
 """What a chunk of rows should weigh at most; how many rows that is, is learned from the chunk before."""
@@ -160,8 +160,8 @@ class Backfill:
         if self._settled or not reader.synchronous:
             return
         deadline = asyncio.get_running_loop().time() + SETTLE_TIME
-        horizon = (await reader.snapshot()).xmax
-        while (await reader.snapshot()).xmin < horizon:
+        earlier = await reader.running()
+        while earlier := earlier & await reader.running():
             if asyncio.get_running_loop().time() > deadline:
                 self._log.warning("backfill starts beside long transactions", seconds=SETTLE_TIME)
                 break
@@ -219,7 +219,9 @@ class Backfill:
                 "also ALTER ROLE … BYPASSRLS, since the stream carries all rows"
             )
         elif isinstance(error, (psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedTable)):
-            hint = "the table has changed its shape; start again, and correct the mapping if it names what is gone"
+            hint = (
+                "if the table has changed its shape, start again; if the mapping (its where, say) is wrong, correct it"
+            )
         return SourceError(f"{table} cannot be copied: {str(error).strip()}", hint=hint)
 
 

@@ -106,7 +106,7 @@ def test_proxy_cuts(pg_proxy: Proxy, through: psycopg.Connection[tuple[object, .
     with pytest.raises(psycopg.OperationalError):
         through.execute("SELECT 1")
     assert ask(pg_proxy.dsn, "SELECT 2") == 2
-    pg_proxy.refusing = True
+    pg_proxy.refuse()
     with pytest.raises(psycopg.OperationalError):
         ask(pg_proxy.dsn, "SELECT 3")
 
