@@ -34,6 +34,7 @@ from cdcsync.sandbox.salesforce_rest import Writing, read_body, root_of
 from cdcsync.sandbox.salesforce_rows import read_json
 from cdcsync.sandbox.salesforce_sobjects import Sobjects
 from cdcsync.sandbox.salesforce_store import USER_PREFIX, Record, Store
+from cdcsync.sandbox.salesforce_work import Work
 from cdcsync.sandbox.salesforce_writes import Transaction
 
 LONGEST_URI: Final = 16_384
@@ -84,15 +85,8 @@ class Salesforce(Crm):
         self._writing = Writing(self._store, self.books, self.settings, self._locks, self.version_field)
         self._sobjects = Sobjects(self._writing)
         self._collections = Collections(self._writing)
-        self._bulk = Bulk(
-            self._store,
-            self.books,
-            self.faults,
-            self.settings,
-            locks=self._locks,
-            batches=self._batches,
-            version_field=self.version_field,
-        )
+        self._work = Work(self._writing, self.faults, self._batches)
+        self._bulk = Bulk(self._store, self._batches, self._work)
 
     def settings_changed(self, names: set[str]) -> None:
         """Take over a new schema or seed; numbers must be numbers."""
@@ -116,7 +110,7 @@ class Salesforce(Crm):
 
     def advance(self, now: float) -> None:
         """Let bulk jobs work."""
-        self._bulk.advance(now)
+        self._work.advance(now)
 
     def objects_of(self, request: Request) -> set[str]:
         """Find the objects in the path, the body, the ids or the job of a request, if any rule asks for them."""

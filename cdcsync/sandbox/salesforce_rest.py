@@ -69,6 +69,11 @@ class Writing:
         lock = self.locks.of(owner, request.method, request.path, now, until)
         return Transaction(self.store, self.books, self.version_field, now, session.user_id, lock, undoable=undoable)
 
+    def for_job(self, job_id: str, path: str, user: str, now: float, until: float) -> Transaction:
+        """Open a bulk job's transaction, which lasts (and keeps its locks) until the Unix time ``until``."""
+        lock = self.locks.of(job_id, "PATCH", path, now, until)
+        return Transaction(self.store, self.books, self.version_field, now, user, lock)
+
     def entity(self, name: str) -> Entity:
         """Find an object. Raises ApiError NOT_FOUND."""
         entity = self.store.schema.entity(name)
