@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import psycopg
@@ -54,6 +54,7 @@ class Stream:
         self._last_drain = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._sending = False
+        self._over = False
         self._leaving = False
 
     async def run(self) -> None:
@@ -62,7 +63,8 @@ class Stream:
         Raises psycopg.Error (the connection is lost, or the server says why it ends), SourceUnavailableError (a
         shutdown that waits for what is not durable), DecodeError, and whatever ``deliver`` raises.
         """
-        self._watch()
+        if not self._holds:
+            self._next_drain = self._loop.call_soon(self._drain)  # what came with the answer to the command
         self._tick()
         try:
             await self._ended
@@ -151,27 +153,38 @@ class Stream:
         self._rearm()
 
     def _read(self) -> None:
-        self._pgconn.consume_input()
-        if self._pgconn.ssl_in_use:
-            self._pgconn.consume_input()  # the rest of a TLS record, which leaves no trace on the socket
-        get, receive, now = self._pgconn.get_copy_data, self._session.receive, self._loop.time()
+        """Deliver what has arrived, within the bounds of a drain; the rest has its turn soon."""
+        receive, now = self._session.receive, self._loop.time()
         events: list[Event] = []
-        size = taken = 0
-        for _ in range(DRAIN_MESSAGES):
-            size, data = get(1)
-            if size <= 0:
-                break
+        taken = 0
+        for number, data in enumerate(self._messages(), start=1):
             events += receive(bytes(data), now)
-            taken += size
-            if taken > DRAIN_BYTES:
+            taken += len(data)
+            if number == DRAIN_MESSAGES or taken > DRAIN_BYTES:
+                self._loop.remove_reader(self._descriptor)
+                self._next_drain = self._loop.call_soon(self._drain)
                 break
-        if events:
+        if events and not self._ended.done():  # a warning that came between them may have ended the stream
             self._deliver(events)
-        if size < 0:
+        if self._over:
             self._finish()
-        elif size > 0 and not self._holds:
-            self._loop.remove_reader(self._descriptor)
-            self._next_drain = self._loop.call_soon(self._drain)
+
+    def _messages(self) -> Iterator[memoryview]:
+        """Yield messages until no whole one is left. libpq reads the socket in pieces of some 16 kB."""
+        consume, get = self._pgconn.consume_input, self._pgconn.get_copy_data
+        encrypted = self._pgconn.ssl_in_use
+        arrived = True
+        while arrived:
+            arrived = False
+            consume()
+            if encrypted:
+                consume()  # the rest of a TLS record, which leaves no trace on the socket
+            while (message := get(1))[0] > 0:
+                arrived = True
+                yield message[1]
+            if message[0] < 0:
+                self._over = True
+                return
 
     def _finish(self) -> None:
         """Read how the server ended the stream."""
