@@ -78,6 +78,7 @@ class Lane:
         surroundings: Surroundings,
         *,
         max_wait: float,
+        patient: bool = True,
         log: structlog.typing.FilteringBoundLogger,
     ) -> None:
         self.name = name
@@ -92,6 +93,7 @@ class Lane:
         self._by_name = {route.name: route for route in routes}
         self.around = surroundings
         self._max_wait = max_wait
+        self._patient = patient
         self.log = log.bind(crm=name)
         self._wake = asyncio.Event()
         self._active = 0
@@ -237,7 +239,9 @@ class Lane:
                 self.recovered()
             except DestinationError as error:
                 self.failed(error)
-                await self._sleep(self.blocked_for)
+                while self.blocked_for and not self.stopping:
+                    self._wake.clear()
+                    await self._sleep(self.blocked_for)
 
     async def _sleep(self, delay: float | None) -> None:
         try:
@@ -679,7 +683,9 @@ class Lane:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
 
     def failed(self, error: DestinationError) -> None:
-        """Note that a request failed as a whole, and back off."""
+        """Note that a request failed as a whole, and back off; raise a fatal error where nobody will mend it."""
+        if isinstance(error, FatalError) and not self._patient:
+            raise error
         self.last_error = error.message
         now = time.monotonic()
         if isinstance(error, RateLimitedError) or now < self._blocked_until:

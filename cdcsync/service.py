@@ -164,7 +164,16 @@ class Service:
         loop = asyncio.get_running_loop()
         limiter = _limiter(loop, name, crm)
         destination = create(name, crm, limiter)
-        return Lane(name, destination, limiter, routes, pipeline, max_wait=self.config.batch.max_wait, log=self.log)
+        return Lane(
+            name,
+            destination,
+            limiter,
+            routes,
+            pipeline,
+            max_wait=self.config.batch.max_wait,
+            patient=not self.once,
+            log=self.log,
+        )
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:

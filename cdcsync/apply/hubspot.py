@@ -17,7 +17,7 @@ from cdcsync.apply.hubspot_check import Checker
 from cdcsync.apply.hubspot_links import Linker, changes
 from cdcsync.apply.hubspot_rows import NOT_FOUND, found, sort
 from cdcsync.apply.hubspot_session import HubspotSession
-from cdcsync.apply.hubspot_values import comparable, properties
+from cdcsync.apply.hubspot_values import comparable, is_date, properties
 from cdcsync.config import HubspotConfig
 from cdcsync.errors import BatchRejectedError
 from cdcsync.model import Applied, Batch, Missing, Op, Outcome, Record, Rejected, Retry, Target
@@ -34,6 +34,7 @@ class HubspotDestination:
         self.limits = Limits(batch=dict.fromkeys(Op, BATCH), max_parallel=config.max_parallel)
         self._session = HubspotSession(config, gate)
         self._linker = Linker(self._session)
+        self._datetimes: dict[str, frozenset[str]] = {}
 
     def open(self) -> None:
         """Log in: get a token (OAuth), or try the one that was given.
@@ -53,13 +54,15 @@ class HubspotDestination:
     def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
         """Look up records by their unique property, consistently at once; answers key → record id."""
         ids: dict[str, str] = {}
-        distinct = list(dict.fromkeys(comparable(target.key_field, key) for key in keys))
+        distinct = list(dict.fromkeys(comparable(target.key_field, key) for key in keys if key))
         for start in range(0, len(distinct), BATCH):
             ids |= self._find(target, distinct[start : start + BATCH])
         return {key: ids[name] for key in keys if (name := comparable(target.key_field, key)) in ids}
 
     def send(self, batch: Batch) -> list[Outcome]:
         """Write one batch, then the association changes of the records that were written."""
+        if not batch.records:
+            return []
         if batch.op is Op.DELETE:
             return self._archive(batch)
         outcomes = self._write(batch)
@@ -70,7 +73,8 @@ class HubspotDestination:
 
     def _write(self, batch: Batch) -> list[Outcome]:
         method = self._session.objects.upsert if batch.op is Op.UPSERT else self._session.objects.update
-        inputs = [_input(batch, record, place) for place, record in enumerate(batch.records)]
+        instants = self._instants(batch)
+        inputs = [_input(batch, record, place, instants) for place, record in enumerate(batch.records)]
         try:
             answer = self._session.call(method, batch.target.object, {"inputs": inputs})
         except BatchRejectedError as refusal:
@@ -83,6 +87,16 @@ class HubspotDestination:
             sorted_.outcomes.get(place) or self._unanswered(batch, record, stray=sorted_.stray)
             for place, record in enumerate(batch.records)
         ]
+
+    def _instants(self, batch: Batch) -> frozenset[str]:
+        """Name the object's datetime properties; HubSpot is asked once for each object, if a date is to be written."""
+        name = batch.target.object
+        if name not in self._datetimes and any(is_date(v) for record in batch.records for v in record.fields.values()):
+            answer = self._session.call(self._session.properties.get_all, name)
+            self._datetimes[name] = frozenset(
+                entry["name"] for entry in answer.get("results", []) if entry.get("type") == "datetime"
+            )
+        return self._datetimes.get(name, frozenset())
 
     def _unanswered(self, batch: Batch, record: Record, *, stray: bool) -> Outcome:
         """Settle a record that the answer does not name: alone, its answer can only be its own."""
@@ -115,18 +129,19 @@ class HubspotDestination:
             "properties": [target.key_field],
         }
         ids = found(self._session.call(self._session.objects.read, target.object, body), target.key_field)
-        if len(keys) == 1 and ids:
-            return {keys[0]: next(iter(ids.values()))}
-        stray = ids.keys() - set(keys)
         known = {key: ids[key] for key in keys if key in ids}
-        for key in keys if stray else ():
+        if target.key_field != "email" or known.keys() == ids.keys():
+            return known
+        if len(keys) == 1:
+            return {keys[0]: next(iter(ids.values()))}
+        for key in keys:
             if key not in known:
                 known |= self._find(target, [key])
         return known
 
 
-def _input(batch: Batch, record: Record, place: int) -> dict[str, Any]:
-    fields = properties(batch.target, record)
+def _input(batch: Batch, record: Record, place: int, instants: frozenset[str]) -> dict[str, Any]:
+    fields = properties(batch.target, record, instants)
     if batch.op is Op.UPDATE:
         return {"id": record.crm_id, "properties": fields, "objectWriteTraceId": str(place)}
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from typing import TypeGuard
 
 from cdcsync.errors import FatalError
 from cdcsync.model import Record, Ref, Target, Value
@@ -45,9 +46,21 @@ def _refuse(ref: Ref) -> str:
     )
 
 
-def properties(target: Target, record: Record) -> dict[str, str]:
-    """Give all properties of a record, its key among them. Raises FatalError as ``encode`` does."""
-    return {name: encode(value) for name, value in record.fields.items()} | {target.key_field: record.key}
+def properties(target: Target, record: Record, instants: frozenset[str] = frozenset()) -> dict[str, str]:
+    """Give all properties of a record, its key among them. Raises FatalError as ``encode`` does.
+
+    ``instants`` are the properties of type datetime: they refuse a bare date, so it goes there as its midnight UTC.
+    """
+    given = {
+        name: f"{value.isoformat()}T00:00:00.000Z" if name in instants and is_date(value) else encode(value)
+        for name, value in record.fields.items()
+    }
+    return given | {target.key_field: record.key}
+
+
+def is_date(value: Value) -> TypeGuard[dt.date]:
+    """Tell a calendar date from everything else, points in time included."""
+    return isinstance(value, dt.date) and not isinstance(value, dt.datetime)
 
 
 def comparable(key_field: str, key: object) -> str:

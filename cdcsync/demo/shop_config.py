@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-SECRETS = {"DEMO_SALESFORCE_SECRET": "not-a-secret", "DEMO_HUBSPOT_TOKEN": "not-a-secret-either"}
-"""Environment variables that the config refers to; the sandbox CRMs take any value."""
+SECRETS = {"DEMO_SALESFORCE_SECRET": "not-a-secret", "DEMO_HUBSPOT_TOKEN": "pat-na1-not-a-secret"}
+"""Environment variables that the config refers to; the sandbox HubSpot takes any token that looks like one."""
 
 VERSION_FIELDS = {"salesforce": "Version__c", "hubspot": "row_version"}
 """Where each sandbox finds the row version that its books watch."""
@@ -112,7 +112,7 @@ associate = [
 [map.fields]
 dealname    = "title"
 amount      = "amount"
-closedate   = "due"
+closedate   = {{ template = "{{due}}T00:00:00Z" }}
 row_version = "row_version"
 
 [map.fields.dealstage]
