@@ -117,7 +117,10 @@ def _lane_words(lane: LaneStatus) -> str:
     books = lane.counters
     saved = books.coalesced + books.suppressed
     lag = duration(lane.lag_seconds)
-    return f"{lane.name}: {books.applied:,} sent, {saved:,} saved, {lane.pending:,} pending, {lag} behind"
+    trouble = "" if lane.state == "running" else f" ({lane.state}: {lane.last_error})"
+    rejected = f", {lane.rejected:,} rejected" if lane.rejected else ""
+    words = f"{books.applied:,} sent, {saved:,} saved, {lane.pending:,} pending{rejected}, {lag} behind"
+    return f"{lane.name}: {words}{trouble}"
 
 
 def draw(frame: Frame) -> Group:

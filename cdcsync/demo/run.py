@@ -53,7 +53,7 @@ def run_demo(*, seconds: float | None = None, seed: int | None = None, rate: flo
             target = _play(stage, show, seconds, ending)
             show.say("The shop is closed; waiting until the CRMs are current …")
             quiet = _settle(stage, show, target)
-        return _conclude(console, judge(stage.dsn, stage.admin_urls), stage.workload.tally, quiet=quiet)
+        return _conclude(console, judge(stage.dsn, stage.admin_urls), stage.workload.tally, quiet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +170,15 @@ def _play(stage: Stage, show: View, seconds: float | None, ending: threading.Eve
     return stage.workload.stop()
 
 
-def _settle(stage: Stage, show: View, target: Lsn) -> bool:
-    """Wait until the daemon says that nothing is left to do; false if it takes too long."""
+def _settle(stage: Stage, show: View, target: Lsn) -> Snapshot | None:
+    """Wait until the daemon says that nothing is left to do; its word for that, or None if it takes too long."""
     deadline = time.monotonic() + QUIET_SECONDS
     while time.monotonic() < deadline:
         snapshot = _watch(stage, show)
         if snapshot and _is_quiet(snapshot, target):
-            return True
+            return snapshot
         time.sleep(FRAME_SECONDS)
-    return False
+    return None
 
 
 def _is_quiet(snapshot: Snapshot, target: Lsn) -> bool:
@@ -196,9 +196,9 @@ def _watch(stage: Stage, show: View) -> Snapshot | None:
     return snapshot
 
 
-def _conclude(console: Console, verdict: Verdict, tally: Tally, *, quiet: bool) -> int:
+def _conclude(console: Console, verdict: Verdict, tally: Tally, quiet: Snapshot | None) -> int:
     """Print the verdict; returns the exit code."""
-    fine = verdict.ok and quiet
+    fine = verdict.ok and quiet is not None and quiet.balanced
     head = "The CRMs are equal to the database." if fine else "The CRMs are NOT equal to the database."
     sent = verdict.total("creates") + verdict.total("updates") + verdict.total("deletes")
     doubled, put_back, needless = map(verdict.total, ("double_creates", "steps_back", "noop_writes"))
@@ -207,10 +207,22 @@ def _conclude(console: Console, verdict: Verdict, tally: Tally, *, quiet: bool) 
         f"{tally.changes:,} row changes became {sent:,} writes to two CRMs in {verdict.total('requests'):,} requests.",
         f"{doubled:,} records doubled, {put_back:,} put back to an older state, {needless:,} written without need.",
     ]
-    if not quiet:
-        lines.append(f"The daemon was not done after {QUIET_SECONDS:.0f} s.")
+    lines += _complaints(quiet)
     lines += [f"  {difference}" for difference in verdict.differences[:SHOWN_DIFFERENCES]]
     console.print(f"\n{'✓' if fine else '✗'} {head}", style="bold green" if fine else "bold red", highlight=False)
     for text in lines:
         console.print(f"  {text}", soft_wrap=True, markup=False, highlight=False)
     return EXIT_OK if fine else EXIT_NOT_FINE
+
+
+def _complaints(quiet: Snapshot | None) -> Iterator[str]:
+    """Say what the daemon itself knows to be wrong."""
+    if quiet is None:
+        yield f"The daemon was not done after {QUIET_SECONDS:.0f} s."
+        return
+    for lane in quiet.lanes:
+        if not lane.balanced:
+            yield f"The books of {lane.name} do not balance: {lane.missing:+,} changes unaccounted for."
+    for entry in quiet.maps:
+        for group in entry.rejects:
+            yield f"{entry.name}: {group.rows:,} rejected, {group.code} {group.field or ''}".rstrip()

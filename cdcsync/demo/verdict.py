@@ -147,10 +147,11 @@ class Holdings:
         }
 
     def _links(self, record: Mapping[str, Any]) -> Fields:
-        linked: dict[str, list[str]] = {}
-        for link in record.get("associations", ()):
-            linked.setdefault(link["to_object"], []).append(self._key_by_id.get(str(link["to_id"]), "(unknown)"))
-        return {f"→ {name}": ", ".join(sorted(set(keys))) for name, keys in linked.items()}
+        linked: Mapping[str, list[str]] = record.get("associations", {})
+        return {
+            f"→ {name}": ", ".join(sorted(self._key_by_id.get(str(one), "(unknown)") for one in others))
+            for name, others in linked.items()
+        }
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, str | None]:
