@@ -30,6 +30,12 @@ Event = Begin | Change | Truncate | Commit | LogicalMessage | Progress
 PACE: Final = 0.05
 """The least time between two status updates, in seconds."""
 
+SILENCE: Final = 5
+"""How many of its own timeouts a server may stay silent while we ask it for a word; then the connection is dead.
+
+Generous, because a server that digests a large transaction answers nobody, and dropping it makes it start anew.
+"""
+
 SHUTDOWN_PATIENCE: Final = 1.0
 """How long a server that shuts down is let wait for a position that we cannot confirm, in seconds."""
 
@@ -40,6 +46,7 @@ _DATA_HEADER: Final = 25
 _KEEPALIVE = Struct(">xQqB")
 _STATUS = Struct(">cQQQqB")
 _INTERVAL_BOUNDS = (0.1, 10.0)
+_DEFAULT_TIMEOUT = 60.0
 _SHUTDOWN_ASKS = 4  # two may be an overlap of the server's request with our own update
 
 
@@ -61,6 +68,8 @@ class ReplicationSession:
     def __init__(self, start_lsn: int, *, sender_timeout: float, now: float, epoch: float = 0.0) -> None:
         low, high = _INTERVAL_BOUNDS
         self._interval = min(max(sender_timeout / 3, low), high) if sender_timeout > 0 else high
+        self._silence = SILENCE * (sender_timeout or _DEFAULT_TIMEOUT)
+        self._heard_at = now
         self._clock_zero = epoch - EPOCH.timestamp()
         self._decoder = Decoder()
         self._state = _State.BETWEEN
@@ -101,6 +110,7 @@ class ReplicationSession:
 
     def receive(self, data: bytes, now: float) -> list[Event]:
         """Return the events of one CopyData message. Raises DecodeError."""
+        self._heard_at = now
         kind = data[:1]
         if kind == b"w":
             if len(data) <= _DATA_HEADER:
@@ -128,10 +138,22 @@ class ReplicationSession:
         return self.status(now) if now >= self.deadline() else None
 
     def status(self, now: float, *, reply_now: bool = False) -> bytes:
-        """Return a status update, to be sent; ``reply_now`` asks the server for a keepalive with its position."""
+        """Return a status update, to be sent; ``reply_now`` asks the server for a keepalive with its position.
+
+        So does every update while the server has been silent for long.
+        """
+        reply_now = reply_now or now - self._heard_at >= self._silence / 2
         self._told, self._told_at, self._asked = self.flushed, now, False
         micros = int((now + self._clock_zero) * 1_000_000)
         return _STATUS.pack(b"r", self._received, self._told, self._told, micros, reply_now)
+
+    def listen(self, now: float) -> None:
+        """Start counting the server's silence now: until now nobody read."""
+        self._heard_at = now
+
+    def silent(self, now: float) -> bool:
+        """Return whether the server has been silent for so long that it, or the network, is gone."""
+        return now - self._heard_at >= self._silence
 
     def should_close(self, now: float) -> bool:
         """Return whether the server shuts down and waits for a position that we have not made durable in time.

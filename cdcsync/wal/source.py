@@ -24,7 +24,7 @@ from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.session import Event, ReplicationSession
 from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
 from cdcsync.wal.stream import Stream, start_session
-from cdcsync.wal.verify import refusal, verify_publication, verify_slot, verify_system
+from cdcsync.wal.verify import RESET, refusal, verify_publication, verify_slot, verify_system
 
 if TYPE_CHECKING:
     from cdcsync.config import PostgresConfig
@@ -270,7 +270,7 @@ class Source:
                 SourceError(
                     f"publication {self._settings.publication!r} was missing for a while: rows written then are lost"
                     " to the stream",
-                    hint="cdcsync slot reset, then start again with a resync of all mappings",
+                    hint=RESET,
                 )
             )
 

@@ -82,6 +82,7 @@ class Stream:
     def release(self, reason: str) -> None:
         """Go on reading, unless something else holds."""
         self._holds.discard(reason)
+        self._session.listen(self._loop.time())
         if not self._holds and not self._ended.done() and self._next_drain is None:
             self._next_drain = self._loop.call_soon(self._drain)  # libpq may hold messages that no socket event tells
 
@@ -201,6 +202,8 @@ class Stream:
         now = self._loop.time()
         if self._session.should_close(now):
             self.fail(SourceUnavailableError("the server shuts down before what it sent is durable; it comes again"))
+        elif not self._holds and self._session.silent(now):
+            self.fail(SourceUnavailableError("the server has not answered for a long time"))
         elif (status := self._session.due(now)) is not None:
             self._guarded(lambda: self._send(status))
         self._rearm()

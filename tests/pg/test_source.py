@@ -283,6 +283,18 @@ async def test_a_cut_network_is_survived(db: Setup) -> None:
     assert shape(reader.transaction(1)) == [(INSERT, [b"0", None, None], None, False)]
 
 
+async def test_a_frozen_network_is_noticed(db: Setup) -> None:
+    """Something between us and the server keeps the connection open but passes nothing: another one is opened."""
+    with Proxy(db.dsn) as proxy:
+        async with reading(db, dsn=proxy.dsn + " options='-c wal_sender_timeout=200ms'") as reader:
+            proxy.stall_both()
+            await db.execute("INSERT INTO t VALUES (1)")
+            await eventually_async(lambda: "not answered" in (reader.source.last_error or ""))
+            proxy.flow()
+            await reader.commits_reach(1)
+    assert reader.keys == [b"1"]
+
+
 async def test_progress_without_changes_for_us(db: Setup) -> None:
     """Traffic in another database alone moves the slot to the tip, by keepalives: nothing is written for it."""
     async with await connect(db.dsn.replace(db.dsn.split("?")[0].rsplit("/", 1)[1], "postgres", 1)) as other:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdcsync.errors import DecodeError
 from cdcsync.model import Begin, Change, Commit, LogicalMessage, Progress, Truncate
-from cdcsync.wal.session import PACE, SHUTDOWN_PATIENCE, Event, ReplicationSession
+from cdcsync.wal.session import PACE, SHUTDOWN_PATIENCE, SILENCE, Event, ReplicationSession
 from cdcsync.wal.tuples import join_tuple
 
 STAMP = 1_000_000  # one second after 2000-01-01
@@ -257,6 +257,21 @@ def test_progress_under_requests_closes_nothing() -> None:
         now = step * PACE
         feed(it, keepalive(500 + step, asks=True), now=now)
         assert not it.should_close(now)
+
+
+def test_a_silent_server_is_asked_and_then_given_up() -> None:
+    """A dead network behind a live socket is noticed: the server is asked for a word, and has long to give it."""
+    it = session(timeout=60, now=0.0)
+    limit = SILENCE * 60
+    assert not reported(it.status(limit / 2 - 1))[3]
+    assert reported(it.status(limit / 2))[3]
+    assert not it.silent(limit - 1)
+    assert it.silent(limit)
+    it.listen(limit)
+    assert not it.silent(limit)
+    feed(it, keepalive(100), now=2 * limit)
+    assert not it.silent(2 * limit)
+    assert session(timeout=0).silent(limit)
 
 
 def test_user_types_are_told_once() -> None:
