@@ -131,7 +131,7 @@ class Batches:
         return self.store.find(kind, one.name, text)
 
     def _addressed(self, kind: ObjectType, one: Input, verb: str) -> Stored | None:
-        """Find the record that an input means. An upsert needs a unique property, an update by property a custom one."""
+        """Find the record that an input means. An upsert needs a unique property, an update a custom one if any."""
         if verb == "upsert":
             one_property = kind.properties.get(one.id_property or "hs_object_id")
             if one_property is None or not one_property.unique:

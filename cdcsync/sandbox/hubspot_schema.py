@@ -92,7 +92,11 @@ class Property:
 
 @dataclass(slots=True)
 class ObjectType:
-    """A kind of record. ``name`` is the plural in the API's paths, ``type_id`` as in ``0-1``."""
+    """A kind of record. ``name`` is the plural in the API's paths, ``type_id`` as in ``0-1``.
+
+    ``unique_names`` are the unique properties that can be written, ``key_names`` the custom ones among them: what a
+    source uses as external keys.
+    """
 
     name: str
     singular: str
@@ -102,6 +106,11 @@ class ObjectType:
     shown: tuple[str, ...] = ()
     primary: str = "hs_object_id"
     labels: tuple[str, str] = ("", "")
+    unique_names: tuple[str, ...] = field(init=False)
+    key_names: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._sum_up()
 
     @property
     def custom(self) -> bool:
@@ -118,13 +127,15 @@ class ObjectType:
         """The property that holds the time of the last change."""
         return "lastmodifieddate" if "lastmodifieddate" in self.properties else "hs_lastmodifieddate"
 
-    def unique_names(self) -> list[str]:
-        """Return the unique properties that can be written."""
-        return [one.name for one in self.properties.values() if one.unique and not one.read_only]
+    def define(self, one: Property) -> None:
+        """Add or redefine a property."""
+        self.properties[one.name] = one
+        self._sum_up()
 
-    def key_names(self) -> list[str]:
-        """Return the custom unique properties: what a source uses as external keys."""
-        return [one.name for one in self.properties.values() if one.unique and one.custom]
+    def _sum_up(self) -> None:
+        """Work out what every write asks for, once."""
+        self.unique_names = tuple(one.name for one in self.properties.values() if one.unique and not one.read_only)
+        self.key_names = tuple(name for name in self.unique_names if self.properties[name].custom)
 
 
 @dataclass(slots=True)
@@ -226,9 +237,9 @@ class Schema:
                 subCategory="Properties.PROPERTY_WITH_NAME_EXISTS",
                 context={"name": [one.name]},
             )
-        if one.unique and len([name for name in kind.key_names() if name != one.name]) >= MAX_UNIQUE:
+        if one.unique and len([name for name in kind.key_names if name != one.name]) >= MAX_UNIQUE:
             raise RefusedError(400, f"At most {MAX_UNIQUE} unique properties are allowed per object", VALIDATION)
-        kind.properties[one.name] = one
+        kind.define(one)
         return one
 
     def choices(self, kind: ObjectType, one: Property, pipeline: str | None = None) -> Sequence[str]:

@@ -209,7 +209,7 @@ class Store:
 
     def _key(self, kind: ObjectType, properties: Mapping[str, str]) -> dict[str, str]:
         """Return custom unique values; the e-mail only where there are none, for rows may pass an e-mail on."""
-        key = {name: properties[name] for name in kind.key_names() if properties.get(name)}
+        key = {name: properties[name] for name in kind.key_names if properties.get(name)}
         if not key and kind.name == "contacts" and properties.get(EMAIL):
             key = {EMAIL: properties[EMAIL]}
         return key
@@ -257,7 +257,7 @@ def _claim(name: str, value: str) -> tuple[str, str]:
 def claims(kind: ObjectType, properties: Mapping[str, str]) -> set[tuple[str, str]]:
     """Return the unique values of a record; a contact's primary and additional addresses are one kind of value."""
     found: set[tuple[str, str]] = set()
-    for name in kind.unique_names():
+    for name in kind.unique_names:
         value = properties.get(name)
         if not value:
             continue

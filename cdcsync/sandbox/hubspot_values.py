@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from cdcsync.sandbox.hubspot_domains import TOP_LEVEL_DOMAINS
@@ -113,7 +114,12 @@ def print_instant(instant: dt.datetime) -> str:
 
 def print_time(unix: float) -> str:
     """Print a Unix time as HubSpot stores it."""
-    return print_instant(_EPOCH + dt.timedelta(milliseconds=int(unix * 1000)))
+    return _print_millis(int(unix * 1000))
+
+
+@lru_cache(maxsize=256)  # the records of a batch have their times in common
+def _print_millis(millis: int) -> str:
+    return print_instant(_EPOCH + dt.timedelta(milliseconds=millis))
 
 
 def store_email(text: str) -> str:
