@@ -26,7 +26,7 @@ from rich.console import Console
 from cdcsync.demo.live import Frame, View, view
 from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.demo.processes import Children, Daemon, DemoError, SandboxProcess, get_json, put_json, start_sandbox
-from cdcsync.demo.shop import Inventor, create
+from cdcsync.demo.shop import COMPANIES, CUSTOMERS, ORDERS, Inventor, create
 from cdcsync.demo.shop_config import VERSION_FIELDS, Places, write
 from cdcsync.demo.verdict import Verdict, judge
 from cdcsync.demo.workload import RATE, Tally, Workload
@@ -38,6 +38,7 @@ FRAME_SECONDS = 0.4
 QUIET_SECONDS = 120.0
 SHOWN_DIFFERENCES = 20
 STATUS_PORT = 9187
+ROWS = COMPANIES + CUSTOMERS + ORDERS
 
 
 def run_demo(*, seconds: float | None = None, seed: int | None = None, rate: float = RATE) -> int:
@@ -134,6 +135,7 @@ def _tell(console: Console, stage: Stage) -> None:
         **{f"{one.name} records": f"{one.admin_url}/records" for one in stage.sandboxes},
         "database": f"{stage.psql} '{stage.dsn}'",
         "config": str(stage.config),
+        "daemon": f"process {stage.daemon.pid}; kill -9 it and see",
     }
     for title, where in lines.items():
         console.print(f"  {title:<20}{where}", soft_wrap=True, markup=False, highlight=False)
@@ -204,8 +206,9 @@ def _conclude(console: Console, verdict: Verdict, tally: Tally, quiet: Snapshot 
     doubled, put_back, needless = map(verdict.total, ("double_creates", "steps_back", "noop_writes"))
     lines = [
         f"{verdict.compared:,} records compared, {len(verdict.differences):,} differ.",
-        f"{tally.changes:,} row changes became {sent:,} writes to two CRMs in {verdict.total('requests'):,} requests.",
-        f"{doubled:,} records doubled, {put_back:,} put back to an older state, {needless:,} written without need.",
+        f"{ROWS:,} rows to begin with and {tally.changes:,} row changes, each for two CRMs,",
+        f"became {sent:,} writes in {verdict.total('requests'):,} requests.",
+        f"{doubled:,} records doubled, {put_back:,} put back to an older state, {needless:,} repeated.",
     ]
     lines += _complaints(quiet)
     lines += [f"  {difference}" for difference in verdict.differences[:SHOWN_DIFFERENCES]]
