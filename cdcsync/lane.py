@@ -283,17 +283,18 @@ class Lane:
         if not ready or route.paused:
             return []
         limits = self.destination.limits
-        least = limits.batch[Op.UPSERT]
-        wait = next(iter(ready.values())) + self._max_wait - now
-        if wait > 0 and len(ready) < least:
-            delays.append(wait)
-            return []
         bulk = limits.bulk_from is not None and len(ready) >= limits.bulk_from
         if bulk and route.jobs:
             return []
+        # A job is dear: it waits for all the rows that come in time.
+        size = limits.bulk_records if bulk else limits.batch[Op.UPSERT]
+        wait = next(iter(ready.values())) + self._max_wait - now
+        if wait > 0 and len(ready) < size:
+            delays.append(wait)
+            return []
         rows: list[PendingRow] = []
         while not rows and ready:
-            rows = self._defer(route, route.backlog.take(limits.bulk_records if bulk else least), now)
+            rows = self._defer(route, route.backlog.take(size), now)
         return rows
 
     # --- deletes after their children
