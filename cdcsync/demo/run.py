@@ -207,7 +207,7 @@ def _conclude(console: Console, verdict: Verdict, tally: Tally, quiet: Snapshot 
     lines = [
         f"{verdict.compared:,} records compared, {len(verdict.differences):,} differ.",
         f"{ROWS:,} rows to begin with and {tally.changes:,} row changes, each for two CRMs,",
-        f"became {sent:,} writes in {verdict.total('requests'):,} requests.",
+        f"became {sent:,} writes, associations included, in {verdict.total('requests'):,} requests.",
         f"{doubled:,} records doubled, {put_back:,} put back to an older state, {needless:,} repeated.",
     ]
     lines += _complaints(quiet)
