@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 VERSION_14: Final = 140000
 TEXT_OID: Final = 25
 RETRY_SECONDS: Final = (0.2, 30.0)
+DOUBLINGS: Final = 8
 BUSY_SECONDS: Final = 5.0
 """The longest pause while another connection holds the slot: mostly one of ours that the server has yet to miss."""
 STEADY_SECONDS: Final = 10.0
@@ -41,6 +42,10 @@ REOPEN_SECONDS: Final = 1.0
 SENDER_TIMEOUT: Final = "SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
 Sink = Callable[[list[Event]], None]
+
+
+class _SlotBusyError(SourceUnavailableError):
+    """Another connection reads the slot."""
 
 
 class Source:
@@ -105,15 +110,17 @@ class Source:
         self.timeline = expected.timeline if expected else None
         while not self._stopping.is_set():
             began = asyncio.get_running_loop().time()
+            longest = RETRY_SECONDS[1]
             try:
                 await self._follow()
             except (psycopg.Error, SourceUnavailableError, OSError) as error:
                 self._note(refusal(error, self._settings.slot, self._settings.publication))
+                longest = BUSY_SECONDS if isinstance(error, _SlotBusyError) else longest
             if self._stopping.is_set():
                 return
             if asyncio.get_running_loop().time() - began > STEADY_SECONDS:
                 self._failures = 0
-            await self._wait_before_retry()
+            await self._wait_before_retry(longest)
 
     def confirm(self, lsn: int) -> None:
         """Take note that everything before ``lsn`` is durable: a commit's ``end_lsn`` or a ``Progress.lsn``."""
@@ -204,7 +211,7 @@ class Source:
         except psycopg.errors.ObjectInUse as error:
             holder = (await show_slot(ordinary, settings.slot)).active_pid
             by = await sessions(ordinary, [holder]) if holder else "a process that has ended since"
-            raise SourceUnavailableError(f"slot {settings.slot!r} is in use by {by}") from error
+            raise _SlotBusyError(f"slot {settings.slot!r} is in use by {by}") from error
         self._session = start_session(self._durable, int(sender_timeout) / 1000)
         return Stream(replication, self._session, self._receive)
 
@@ -280,12 +287,9 @@ class Source:
         self.last_error = error.message
         self._log.warning("the stream is interrupted", reason=error.message)
 
-    async def _wait_before_retry(self) -> None:
-        first, longest = RETRY_SECONDS
-        if self.last_error is not None and "is in use by" in self.last_error:
-            longest = BUSY_SECONDS
-        pause = min(first * 2**self._failures, longest) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-        self._failures += 1
+    async def _wait_before_retry(self, longest: float) -> None:
+        pause = min(RETRY_SECONDS[0] * 2**self._failures, longest) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+        self._failures = min(self._failures + 1, DOUBLINGS)
         with suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._stopping.wait()

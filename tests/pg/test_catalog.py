@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
 from cdcsync.model import Column, Relation
@@ -142,7 +143,7 @@ async def test_formats_are_pinned_against_role_settings(pg: str) -> None:
         ((database,),) = await rows(first, "SELECT current_database()")
         for setting in ("datestyle = 'German'", "extra_float_digits = -5", "bytea_output = 'escape'"):
             await first.execute(f'ALTER DATABASE "{database}" SET {setting}'.encode())
-    async with await connect(f"{pg}&options=-c%20work_mem%3D77kB") as second:
+    async with await connect(make_conninfo(pg, options="-c work_mem=77kB")) as second:
         query = "SELECT '2026-02-01'::date::text, 0.1::float8::text, '\\x00'::bytea::text, current_setting('work_mem')"
         assert await rows(second, query) == [("2026-02-01", "0.1", "\\x00", "77kB")]
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cdcsync.errors import SourceError
 from cdcsync.wal.catalog import rows, server_version
@@ -213,7 +214,7 @@ async def test_foreign_owners_get_the_statement(pg: str, connection: Connection)
     ((role,),) = await rows(connection, "SELECT 'r_' || md5(current_database())")
     await connection.execute(f"CREATE ROLE {role} LOGIN".encode())
     try:
-        async with await connect(pg.replace("postgres@", f"{role}@")) as stranger:
+        async with await connect(make_conninfo(pg, user=role)) as stranger:
             with pytest.raises(SourceError, match="cannot be changed by this role") as caught:
                 await ensure_publication(stranger, "p", {"public.a": None}, create=True)
     finally:

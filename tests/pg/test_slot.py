@@ -6,6 +6,7 @@ import uuid
 from collections.abc import AsyncIterator
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceError, SourceUnavailableError
@@ -155,7 +156,7 @@ async def test_roles_need_the_right(pg: str, connection: Connection, slot: str) 
     await connection.execute(f"CREATE ROLE {slot} LOGIN".encode())
     try:
         with pytest.raises((SourceError, SourceUnavailableError), match=r"(?i)replication"):
-            await create_slot(pg.replace("postgres@", f"{slot}@"), slot)
+            await create_slot(make_conninfo(pg, user=slot), slot)
     finally:
         await connection.execute(f"DROP ROLE {slot}".encode())
 

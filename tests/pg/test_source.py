@@ -6,6 +6,7 @@ import asyncio
 import time
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cdcsync.model import ABSENT, Begin, Change, ChangeKind, Commit, LogicalMessage, Progress, Text, Truncate
 from cdcsync.wal.catalog import load_relation, rows, server_version
@@ -286,7 +287,7 @@ async def test_a_cut_network_is_survived(db: Setup) -> None:
 async def test_a_frozen_network_is_noticed(db: Setup) -> None:
     """Something between us and the server keeps the connection open but passes nothing: another one is opened."""
     with Proxy(db.dsn) as proxy:
-        async with reading(db, dsn=proxy.dsn + " options='-c wal_sender_timeout=200ms'") as reader:
+        async with reading(db, dsn=make_conninfo(proxy.dsn, options="-c wal_sender_timeout=200ms")) as reader:
             proxy.stall_both()
             await db.execute("INSERT INTO t VALUES (1)")
             await eventually_async(lambda: "not answered" in (reader.source.last_error or ""))
@@ -297,7 +298,7 @@ async def test_a_frozen_network_is_noticed(db: Setup) -> None:
 
 async def test_progress_without_changes_for_us(db: Setup) -> None:
     """Traffic in another database alone moves the slot to the tip, by keepalives: nothing is written for it."""
-    async with await connect(db.dsn.replace(db.dsn.split("?")[0].rsplit("/", 1)[1], "postgres", 1)) as other:
+    async with await connect(make_conninfo(db.dsn, dbname="postgres")) as other:
         async with reading(db) as reader:
             await other.execute("CREATE TEMP TABLE noise AS SELECT 1")
             await other.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 4000000))")
@@ -311,7 +312,7 @@ async def test_progress_without_changes_for_us(db: Setup) -> None:
 
 async def test_pausing_keeps_the_connection(db: Setup) -> None:
     """A paused source reads nothing, stays connected over many server timeouts, and then delivers everything."""
-    dsn = db.dsn + "&options=-c%20wal_sender_timeout%3D600ms"
+    dsn = make_conninfo(db.dsn, options="-c wal_sender_timeout=600ms")
     async with reading(db, dsn=dsn) as reader:
         reader.source.pause()
         await db.execute("INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series(1, 20000) i")

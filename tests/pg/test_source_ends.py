@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceError
-from cdcsync.wal.catalog import rows, server_version
+from cdcsync.wal.catalog import server_version
 from cdcsync.wal.connect import connect
 from cdcsync.wal.slot import SlotIdentity, advance, create_slot, drop_slot
 from tests.pg.reading import Reader, Setup, reading, set_up
@@ -100,8 +101,7 @@ async def test_a_two_phase_slot_is_final(db: Setup) -> None:
 
 async def test_another_databases_slot_is_final(db: Setup, pg: str) -> None:
     """Slot names are the whole server's, but a slot reads one database."""
-    ((name,),) = await rows(db.connection, "SELECT current_database()")
-    elsewhere = Setup(pg.replace(f"/{name}", "/postgres", 1), db.connection, db.identity)
+    elsewhere = Setup(make_conninfo(pg, dbname="postgres"), db.connection, db.identity)
     async with await connect(elsewhere.dsn) as connection:
         with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
             await connection.execute("CREATE PUBLICATION cdcsync")
