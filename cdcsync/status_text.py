@@ -78,7 +78,7 @@ def _quota(quota: Quota) -> str:
 
 
 def _map(entry: MapStatus) -> tuple[str, ...]:
-    fraction = entry.backfill.fraction
+    fraction = entry.backfill.fraction if entry.backfill.state == "copying" else None
     copied = entry.backfill.state if fraction is None else f"{entry.backfill.state} {fraction:.0%}"
     numbers = (f"{number:,}" for number in (entry.pending, entry.rejected, entry.applied))
     return (entry.name, entry.table, entry.target, *numbers, copied)
