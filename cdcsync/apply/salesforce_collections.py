@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cdcsync.apply.salesforce_errors import result
+from cdcsync.apply.salesforce_errors import CHECK_HINT, result, unknown_column
 from cdcsync.apply.salesforce_objects import Objects
 from cdcsync.apply.salesforce_query import Finder
 from cdcsync.apply.salesforce_session import SalesforceSession
@@ -107,7 +107,11 @@ class Collections:
         entries = self._session.call(method, path, body).json()
         if not isinstance(entries, list) or len(entries) != len(batch.records):
             raise TransientError("Salesforce did not answer with one result for each record")
-        return [result(batch.op, entry) for entry in entries]
+        outcomes = [result(batch.op, entry) for entry in entries]
+        unknown = [unknown_column(outcome) for outcome in outcomes]
+        if all(unknown):  # nothing was done, so this is no matter of single records
+            raise FatalError(f"Salesforce refuses the mapping to {batch.target.object}: {unknown[0]}", hint=CHECK_HINT)
+        return outcomes
 
 
 def _body(records: Sequence[Record], write: Callable[[Record], str]) -> str:

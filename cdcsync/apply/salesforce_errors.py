@@ -186,6 +186,11 @@ def failed(op: Op, fault: Fault) -> Outcome:
     return row_outcome(fault)
 
 
+def unknown_column(outcome: Outcome) -> str | None:
+    """Give Salesforce's words if a row was refused for a field that is not there, or not for us."""
+    return outcome.message if isinstance(outcome, Rejected) and UNKNOWN_COLUMN in outcome.message else None
+
+
 def result(op: Op, entry: object) -> Outcome:
     """Read one entry of a Collections answer. Raises TransientError if it is none."""
     if not isinstance(entry, dict) or not isinstance(entry.get("success"), bool):

@@ -37,6 +37,7 @@ def wanted(one: MapConfig) -> Wanted:
         fields={name: _source(field) for name, field in one.fields.items()},
         links=[(link.to_object, link.type) for link in one.associate],
         deletes=one.on_delete == "delete",
+        refs={name: (field.ref.object, field.ref.key_field) for name, field in one.fields.items() if field.ref},
     )
 
 

@@ -1,0 +1,304 @@
+"""What every CRM adapter must do: one suite for all, each with its vendor's client against its sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from cdcsync.apply.base import OpenGate, Wanted
+from cdcsync.errors import CredentialsError, RateLimitedError, TransientError
+from cdcsync.model import Applied, Batch, Missing, Op, Record, Rejected, Target
+from cdcsync.sandbox.server import SandboxThread
+from tests.crm.conformance import Adapter, Subject, ids
+from tests.crm.conformance_hubspot import HUBSPOT
+from tests.crm.conformance_salesforce import SALESFORCE
+
+ADAPTERS = (SALESFORCE, HUBSPOT)
+
+ODD_KEYS = ("plain", "it's", "back\\slash", "100%", "a&b=c", "a,b", "sp ace", 'quo"te', "Zoë ☃ 𝄞", "x/y?z#+", "(1)")
+
+
+@pytest.fixture(params=ADAPTERS, ids=lambda adapter: adapter.crm)
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """Give an open adapter of each CRM, with a fresh sandbox."""
+    adapter: Adapter = request.param
+    with SandboxThread(adapter.crm, adapter.settings) as sandbox:
+        opened = Subject(adapter, sandbox)
+        yield opened
+        opened.close()
+
+
+def test_create_then_update(subject: Subject) -> None:
+    """An upsert says whether it created; the second one changes the same record."""
+    (first,) = subject.upsert(subject.record("1", text="Ada"))
+    assert isinstance(first, Applied)
+    assert first.created
+    (second,) = subject.upsert(subject.record("1", text="Grace"))
+    assert second == Applied(first.crm_id, created=False)
+    assert subject.stored()["1"]["id"] == first.crm_id
+    assert subject.value("1", subject.adapter.text) == "Grace"
+
+
+def test_none_and_the_empty_text_clear(subject: Subject) -> None:
+    """NULL clears a field; so does the empty text."""
+    subject.upsert(subject.record("1", text="Ada", other="Maths"))
+    ids(subject.upsert(subject.record("1", text=None, other="")))
+    assert subject.value("1", subject.adapter.text) is None
+    assert subject.value("1", subject.adapter.other) is None
+
+
+def test_what_is_absent_stays(subject: Subject) -> None:
+    """A field that is not in the record keeps its value."""
+    subject.upsert(subject.record("1", text="Ada", other="Maths"))
+    ids(subject.upsert(subject.record("1", text="Grace")))
+    assert subject.value("1", subject.adapter.other) == "Maths"
+
+
+def test_an_upsert_may_be_repeated(subject: Subject) -> None:
+    """The same upsert twice gives the same record."""
+    record = subject.record("1", text="Ada")
+    assert ids(subject.upsert(record)) == ids(subject.upsert(record))
+    assert len(subject.stored()) == 1
+
+
+def test_texts_arrive_letter_by_letter(subject: Subject) -> None:
+    """Quotes, separators, other scripts and line breaks are none of our business."""
+    text = "a\"b'c\\d,e;f\tg\nh & <i> {j} 50% Zoë ☃ 𝄞 \u2028x #N/A"
+    ids(subject.upsert(subject.record("1", text="x", other=text)))
+    assert subject.value("1", subject.adapter.other) == text
+
+
+def test_update_by_id_changes_the_key_of_the_same_record(subject: Subject) -> None:
+    """A key change keeps the record and its id."""
+    (crm_id,) = subject.made("old")
+    assert ids(subject.send(Op.UPDATE, subject.record("new", crm_id=crm_id, text="moved"))) == [crm_id]
+    assert list(subject.stored()) == ["new"]
+    assert subject.stored()["new"]["id"] == crm_id
+    assert subject.value("new", subject.adapter.text) == "moved"
+
+
+def test_an_update_of_a_record_that_is_not_there_says_so(subject: Subject) -> None:
+    """Deleted ids and ids that never were are missing; the others are updated."""
+    here, gone = subject.made("1", "2")
+    subject.send(Op.DELETE, Record("2", crm_id=gone))
+    outcomes = subject.send(
+        Op.UPDATE,
+        subject.record("2", crm_id=gone, text="x"),
+        subject.record("1", crm_id=here, text="y"),
+        subject.record("3", crm_id=subject.adapter.unknown_id, text="z"),
+    )
+    assert isinstance(outcomes[0], Missing)
+    assert outcomes[1] == Applied(here)
+    assert isinstance(outcomes[2], Missing)
+    assert list(subject.stored()) == ["1"]
+
+
+def test_delete_and_delete_again(subject: Subject) -> None:
+    """A record that is gone is deleted, whoever deleted it, and whether it ever was."""
+    first, second = subject.made("1", "2")
+    subject.admin("DELETE", f"/records/{subject.adapter.target.object}/{first}")
+    records = [Record("1", crm_id=first), Record("2", crm_id=second), Record("3", crm_id=subject.adapter.unknown_id)]
+    for _ in range(2):
+        outcomes = subject.send(Op.DELETE, *records)
+        assert all(isinstance(outcome, Applied) for outcome in outcomes), outcomes
+    assert subject.stored() == {}
+
+
+def test_an_upsert_after_a_delete_makes_a_new_record(subject: Subject) -> None:
+    """The key of a deleted record is free."""
+    (first,) = subject.made("1")
+    subject.send(Op.DELETE, Record("1", crm_id=first))
+    (outcome,) = subject.upsert(subject.record("1", text="again"))
+    assert isinstance(outcome, Applied)
+    assert outcome.created
+    assert outcome.crm_id != first
+
+
+def test_find_knows_exactly_the_keys_that_exist(subject: Subject) -> None:
+    """Any characters, repeated keys and the empty one may be asked for; case matters."""
+    expected = dict(zip(ODD_KEYS, subject.made(*ODD_KEYS), strict=True))
+    asked = [*ODD_KEYS, *ODD_KEYS, "PLAIN", "nobody", ""]
+    assert subject.crm.find(subject.adapter.target, asked) == expected
+    assert subject.crm.find(subject.adapter.target, []) == {}
+
+
+def test_find_takes_any_number_of_keys(subject: Subject) -> None:
+    """More keys than one request of any kind can carry."""
+    (crm_id,) = subject.made("key number 1234")
+    asked = [f"key number {number}" for number in range(1500)]
+    assert subject.crm.find(subject.adapter.target, asked) == {"key number 1234": crm_id}
+
+
+def test_a_refused_record_does_no_harm_to_its_neighbours(subject: Subject) -> None:
+    """Outcomes are in the records' order; the refusal names the field and keeps the CRM's words."""
+    name, value = subject.adapter.bad
+    bad = subject.record("2", text="b")
+    outcomes = subject.upsert(
+        subject.record("1", text="a"), Record("2", {**bad.fields, name: value}), subject.record("3", text="c")
+    )
+    assert isinstance(outcomes[0], Applied)
+    assert isinstance(outcomes[1], Rejected)
+    assert outcomes[1].field == name
+    assert outcomes[1].code
+    assert outcomes[1].message
+    assert isinstance(outcomes[2], Applied)
+    stored = subject.stored()
+    assert [stored[key]["id"] for key in ("1", "3")] == [outcomes[0].crm_id, outcomes[2].crm_id]
+    assert "2" not in stored
+
+
+def test_a_full_batch_goes_at_once(subject: Subject) -> None:
+    """The adapter's own limit is one that the CRM takes, for every operation."""
+    keys = [f"k{number}" for number in range(max(subject.crm.limits.batch.values()))]
+    created = ids(
+        subject.upsert(*(subject.record(key, text=key) for key in keys[: subject.crm.limits.batch[Op.UPSERT]]))
+    )
+    pairs = list(zip(keys, created, strict=False))
+    updates = [
+        subject.record(key, crm_id=crm_id, text="x") for key, crm_id in pairs[: subject.crm.limits.batch[Op.UPDATE]]
+    ]
+    assert ids(subject.send(Op.UPDATE, *updates)) == created
+    subject.send(
+        Op.DELETE, *(Record(key, crm_id=crm_id) for key, crm_id in pairs[: subject.crm.limits.batch[Op.DELETE]])
+    )
+    assert subject.stored() == {}
+
+
+@pytest.mark.parametrize("op", Op)
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param({"kind": "reset", "when": "before"}, id="cut-before"),
+        pytest.param({"kind": "reset", "when": "after"}, id="cut-after"),
+        pytest.param({"kind": "do_then_fail", "status": 502}, id="done-then-502"),
+        pytest.param({"kind": "garbage", "when": "after"}, id="garbage-after"),
+        pytest.param({"kind": "refuse", "status": 503}, id="503"),
+        pytest.param({"kind": "refuse", "status": 500}, id="500"),
+    ],
+)
+def test_after_a_lost_answer_a_repeat_doubles_nothing(subject: Subject, op: Op, rule: dict[str, Any]) -> None:
+    """Whether the work was done or not: the failure is transient, and the same batch again leads to the same end."""
+    first, second = subject.made("1", "2")
+    batch = {
+        Op.UPSERT: [subject.record("1", text="new"), subject.record("3", text="new")],
+        Op.UPDATE: [subject.record("1", crm_id=first, text="new"), subject.record("3", crm_id=second, text="new")],
+        Op.DELETE: [Record("1", crm_id=first), Record("2", crm_id=second)],
+    }[op]
+    subject.fault(**rule)
+    with pytest.raises(TransientError):
+        subject.send(op, *batch)
+    outcomes = subject.send(op, *batch)
+    assert all(isinstance(outcome, Applied) for outcome in outcomes), outcomes
+    left = {Op.UPSERT: {"1", "2", "3"}, Op.UPDATE: {"1", "3"}, Op.DELETE: set[str]()}[op]
+    assert set(subject.stored()) == left
+    assert subject.books()["double_creates"] == 0
+
+
+def test_a_refusal_for_the_rate_is_reported_to_the_gate(subject: Subject) -> None:
+    """The request was not carried out, the gate knows, and the error says which quota it was."""
+    subject.fault(kind="refuse", status=429)
+    with pytest.raises(RateLimitedError) as refused:
+        subject.upsert(subject.record("1", text="a"))
+    assert subject.gate.refusals == [(refused.value.scope, refused.value.retry_after)]
+    assert subject.stored() == {}
+
+
+def test_answers_tell_the_gate_of_a_quota(subject: Subject) -> None:
+    """An ordinary answer shows a limit, and that it is not quite untouched."""
+    subject.made("1")
+    assert subject.gate.windows
+    for window in subject.gate.windows.values():
+        assert 0 < window.remaining < window.limit
+        assert window.seconds > 0
+
+
+def test_every_request_passes_the_gate(subject: Subject) -> None:
+    """No request of any kind, logins included, goes past the gate."""
+    crm_id, _ = subject.made("1", "2")
+    subject.crm.find(subject.adapter.target, ["1", "2", "3"])
+    subject.crm.check([Wanted("map", subject.adapter.target, {subject.adapter.text: "a"})])
+    subject.send(Op.DELETE, Record("1", crm_id=crm_id))
+    assert subject.gate.passed == subject.requests()
+
+
+def test_an_expired_login_is_renewed_once_for_all_threads(subject: Subject) -> None:
+    """Threads that are refused together log in once; no caller notices."""
+    subject.made("warm")
+    logins = subject.requests(subject.adapter.login_path)
+    subject.admin("POST", "/faults", [{"kind": "expire_token", "when": "before", "times": 1}])
+    with ThreadPoolExecutor(4) as threads:
+        batches = [[subject.record(f"{number}", text="a")] for number in range(8)]
+        outcomes = list(threads.map(lambda records: subject.upsert(*records), batches))
+    ids([outcome for answers in outcomes for outcome in answers])
+    assert subject.requests(subject.adapter.login_path) == logins + 1
+    assert len(subject.stored()) == 9
+
+
+def test_a_refused_login_is_about_credentials(subject: Subject) -> None:
+    """The error is of the kind that needs a person, and says what to do."""
+    crm = subject.adapter.connect_wrongly(subject.sandbox.url, OpenGate())
+    with pytest.raises(CredentialsError) as refused:
+        crm.open()
+    crm.close()
+    assert refused.value.hint
+
+
+def test_no_connection_is_transient(subject: Subject, free_port: int) -> None:
+    """A CRM that is not reachable is waited for."""
+    crm = subject.adapter.connect(f"http://127.0.0.1:{free_port}", OpenGate())
+    with pytest.raises(TransientError):
+        crm.open()
+    crm.close()
+
+
+def test_references_follow_the_record(subject: Subject) -> None:
+    """A record refers to its parent, then to another, then to none."""
+    first, second = subject.parents("p1", "p2")
+    for key, crm_id, was in (("p1", first, ()), ("p2", second, (first,)), (None, None, (second,))):
+        fields, links = subject.adapter.refer(key, crm_id, was)
+        child = subject.record("1", text="child")
+        ids(subject.upsert(Record("1", {**child.fields, **fields}, links=links)))
+        assert subject.adapter.parent_of(subject, "1") == crm_id
+
+
+def test_check_is_content_with_a_mapping_that_works(subject: Subject) -> None:
+    """No cross, and nothing is written."""
+    fields = {name: name.lower() for name in (*subject.adapter.required, subject.adapter.text, subject.adapter.other)}
+    findings = subject.crm.check([Wanted("people", subject.adapter.target, fields)])
+    assert findings
+    assert all(finding.ok for finding in findings), findings
+    assert all("people" in finding.subject for finding in findings)
+    assert subject.stored() == {}
+
+
+def test_check_names_what_is_missing_with_a_remedy(subject: Subject) -> None:
+    """A field, a key and an object that are not there: each has its line and its hint."""
+    target = subject.adapter.target
+    wanted = [
+        Wanted("fields", target, {**dict.fromkeys(subject.adapter.required, "a"), "no_such_field": "b"}),
+        Wanted("keys", Target(target.object, "no_such_key"), dict.fromkeys(subject.adapter.required, "a")),
+        Wanted("objects", Target("no_such_object", "id"), {}),
+    ]
+    wrong = [finding for finding in subject.crm.check(wanted) if not finding.ok]
+    assert [finding.subject.partition(":")[0] for finding in wrong] == ["fields", "keys", "objects"]
+    assert all(finding.hint for finding in wrong)
+    assert [
+        name in f"{finding.subject} {finding.message}"
+        for finding, name in zip(wrong, ("no_such_field", "no_such_key", "no_such_object"), strict=True)
+    ] == [True] * 3
+
+
+def test_batches_of_several_threads_do_not_mix(subject: Subject) -> None:
+    """Outcomes go to the batch that they belong to."""
+
+    def upsert(prefix: str) -> dict[str, str]:
+        keys = [f"{prefix}{number}" for number in range(20)]
+        batch = Batch(subject.adapter.target, Op.UPSERT, tuple(subject.record(key, text=key) for key in keys))
+        return dict(zip(keys, ids(subject.crm.send(batch)), strict=True))
+
+    with ThreadPoolExecutor(5) as threads:
+        answered = {key: crm_id for part in threads.map(upsert, "abcdefghij") for key, crm_id in part.items()}
+    assert answered == {key: entry["id"] for key, entry in subject.stored().items()}
