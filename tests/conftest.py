@@ -6,6 +6,7 @@ else each xdist worker starts an embedded one of version ``CDCSYNC_TEST_PG`` (16
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -51,29 +52,38 @@ def embedded_version() -> int:
     return int(os.environ.get("CDCSYNC_TEST_PG", "16"))
 
 
+@contextlib.contextmanager
+def server_home() -> Iterator[Path]:
+    """Make a directory with a short path, and remove it afterwards."""
+    directory = Path(tempfile.mkdtemp(prefix="cdcsync-test-"))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
 def pg_server() -> Iterator[Server]:
     """One server for all tests of a worker: change no setting of it, and touch only your own database."""
     if dsn := os.environ.get("CDCSYNC_TEST_DSN"):
         yield ExternalPostgres(dsn)
         return
-    directory = Path(tempfile.mkdtemp(prefix="cdcsync-test-"))
-    try:
-        with EmbeddedPostgres(directory, embedded_version()) as server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with server_home() as directory, EmbeddedPostgres(directory, embedded_version()) as server:
+        yield server
 
 
 @pytest.fixture
-def own_pg_server() -> Iterator[EmbeddedPostgres]:
+def server_directory() -> Iterator[Path]:
+    """Give a directory for an embedded server; pytest's own are closed to the user that it may run as."""
+    with server_home() as directory:
+        yield directory
+
+
+@pytest.fixture
+def own_pg_server(server_directory: Path) -> Iterator[EmbeddedPostgres]:
     """Give a started embedded server of the test's own, to configure, stop, kill and restart."""
-    directory = Path(tempfile.mkdtemp(prefix="cdcsync-test-"))
-    try:
-        with EmbeddedPostgres(directory, embedded_version()) as server:
-            yield server
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with EmbeddedPostgres(server_directory, embedded_version()) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import tempfile
@@ -52,6 +53,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
 
 INITDB: Final = ("-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions")
 
+ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
+"""Variables that the server's processes get; PostgreSQL's own (PG…) would change where they look."""
+
 GUARD: Final = 'read -r _ && exit 0; exec "$0" -D "$1" -m immediate -t 20 stop'
 """Ends in peace when it is sent a line; stops the server when the pipe closes without one."""
 
@@ -86,12 +90,8 @@ class EmbeddedPostgres:
         if self.running:
             return self
         self._prepare_directory()
-        if not (self.data / "PG_VERSION").exists():
-            self._run("initdb", "-D", self.data, *INITDB)
-            with (self.data / "postgresql.conf").open("a") as file:
-                file.write("include = 'embedded.conf'\n")
-        (self.data / "embedded.conf").write_text(self._configuration())
         try:
+            self._make_cluster()
             self._run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "-t", "60", "start")
         except subprocess.SubprocessError as error:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-12:]) if self.log.exists() else ""
@@ -183,6 +183,17 @@ class EmbeddedPostgres:
         }
         return "".join("{} = '{}'\n".format(name, value.replace("'", "''")) for name, value in settings.items())
 
+    def _make_cluster(self) -> None:
+        """Make the cluster if there is none (whole or not at all), and write its settings."""
+        if not self.data.exists():
+            unfinished = self.directory / "initdb"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._run("initdb", "-D", unfinished, *INITDB)
+            with (unfinished / "postgresql.conf").open("a") as file:
+                file.write("include = 'embedded.conf'\n")
+            unfinished.rename(self.data)
+        (self.data / "embedded.conf").write_text(self._configuration())
+
     def _prepare_directory(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         if os.geteuid() != 0:
@@ -198,8 +209,11 @@ class EmbeddedPostgres:
         pgexec(program, [str(a) for a in arguments], bin_path=POSTGRES_VERSIONS[self.version], **self._process())
 
     def _process(self) -> dict[str, Any]:
-        """Give what every process of the server needs: its user, a directory it may enter, no PG* variables of ours."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        """Give what every process of the server needs: its user, a directory it may enter, a small environment.
+
+        The launcher logs all of this when a program fails, so nothing secret may be in it.
+        """
+        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         options: dict[str, Any] = {"cwd": self.directory, "env": environment, "stdin": subprocess.DEVNULL}
         if os.geteuid() == 0:
             account = _system_account()

@@ -161,22 +161,19 @@ class Copy:
 
     @contextlib.asynccontextmanager
     async def streaming(self) -> AsyncIterator[None]:
-        """Deliver the stream in the background."""
+        """Deliver the stream in the background, all of it at the end."""
+        ending = False
 
         async def deliver() -> None:
-            while True:
+            while not ending:  # cancelled in mid-poll, what the slot has given would be lost
                 await self.deliver()
                 await asyncio.sleep(0.005)
 
-        task = asyncio.create_task(deliver())
-        try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(deliver())
             yield
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            await self.deliver()
-        finally:
-            task.cancel()
+            ending = True
+        await self.deliver()
 
 
 async def describe(dsn: str, table: str) -> Relation:

@@ -27,9 +27,9 @@ def ask(dsn: str, query: str) -> object:
 
 
 @pytest.mark.parametrize("version", [16, 18])
-def test_serves_logical_replication_in_both_versions(version: int, tmp_path: Path) -> None:
+def test_serves_logical_replication_in_both_versions(version: int, server_directory: Path) -> None:
     """Each version starts ready for logical decoding, keeps its data over a restart, and is gone after the stop."""
-    with EmbeddedPostgres(tmp_path, version) as server:
+    with EmbeddedPostgres(server_directory, version) as server:
         assert ask(server.dsn(), "SHOW server_version_num").__str__().startswith(str(version))
         assert ask(server.dsn(), "SHOW wal_level") == "logical"
         with psycopg.connect(server.dsn()) as connection:
@@ -44,9 +44,9 @@ def test_serves_logical_replication_in_both_versions(version: int, tmp_path: Pat
         _ = server.pid
 
 
-def test_settings_and_port(tmp_path: Path, free_port: int) -> None:
+def test_settings_and_port(server_directory: Path, free_port: int) -> None:
     """Settings reach the server, can be changed for the next start, and a port opens TCP on the loopback."""
-    with EmbeddedPostgres(tmp_path, settings={"max_connections": "17"}, port=free_port) as server:
+    with EmbeddedPostgres(server_directory, settings={"max_connections": "17"}, port=free_port) as server:
         assert ask(server.dsn(tcp=True), "SHOW max_connections") == "17"
         assert ask(server.dsn(), "SHOW listen_addresses") == "127.0.0.1"
         server.settings["cluster_name"] = "it's"
@@ -54,35 +54,37 @@ def test_settings_and_port(tmp_path: Path, free_port: int) -> None:
         assert ask(server.dsn(), "SHOW cluster_name") == "it's"
 
 
-def test_deep_directory_gets_a_short_socket(tmp_path: Path) -> None:
+def test_deep_directory_gets_a_short_socket(server_directory: Path) -> None:
     """A cluster's path that is too long for a unix socket does not matter."""
-    server = EmbeddedPostgres(tmp_path / ("deep" * 20) / "cluster")
+    server = EmbeddedPostgres(server_directory / ("deep" * 20) / "cluster")
     assert len(str(server.socket_directory / ".s.PGSQL.5432").encode()) <= SOCKET_PATH_MAX
     with server:
         assert ask(server.dsn(), "SELECT 1") == 1
 
 
-def test_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+def test_refuses_what_it_cannot_do(server_directory: Path) -> None:
     """Unknown versions and broken settings are told with what to do, and leave nothing running."""
     with pytest.raises(CdcsyncError, match="choose one of 16, 18"):
-        EmbeddedPostgres(tmp_path, 9)
-    server = EmbeddedPostgres(tmp_path, settings={"max_connections": "none"})
+        EmbeddedPostgres(server_directory, 9)
+    server = EmbeddedPostgres(server_directory, settings={"max_connections": "none"})
     with pytest.raises(SourceUnavailableError, match="max_connections"):
         server.start()
     assert not server.running
 
 
-def test_does_not_outlive_its_killed_owner(tmp_path: Path) -> None:
+def test_does_not_outlive_its_killed_owner(server_directory: Path) -> None:
     """A server whose owning process is killed with -9 stops by itself."""
     program = (
         "import sys, time; from pathlib import Path; from cdcsync.demo.postgres import EmbeddedPostgres\n"
         "print(EmbeddedPostgres(Path(sys.argv[1])).start().dsn(), flush=True); time.sleep(600)"
     )
-    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(server_directory)], stdout=subprocess.PIPE, text=True
+    ) as owner:
         assert owner.stdout is not None
         assert ask(owner.stdout.readline().strip(), "SELECT 1") == 1
         os.kill(owner.pid, signal.SIGKILL)
-    eventually(lambda: not (tmp_path / "data" / "postmaster.pid").exists(), what="the server goes on")
+    eventually(lambda: not (server_directory / "data" / "postmaster.pid").exists(), what="the server goes on")
 
 
 def test_each_test_has_its_own_database(pg: str) -> None:
