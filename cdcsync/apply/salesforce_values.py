@@ -23,6 +23,9 @@ NULL_CELL: Final = "#N/A"
 BLANKS: Final = " \t\n\r\x0b\x0c"
 """What Salesforce trims; a no-break space stays."""
 
+quoted: Final = json.JSONEncoder(ensure_ascii=False).encode
+"""Writes a JSON string; ``json.dumps`` would make a new encoder for each."""
+
 KeyField = Callable[[str, str], Field]
 """Finds an object's key field by (object, field)."""
 
@@ -95,8 +98,8 @@ class JsonForm:
     def __init__(self, target: Target, shape: Shape, key_field: KeyField) -> None:
         self._shape = shape
         self._key_field = key_field
-        self._head = '{"attributes":' + json.dumps({"type": target.object}, separators=(",", ":"))
-        self._key_name = json.dumps(target.key_field)
+        self._head = f'{{"attributes":{{"type":{quoted(target.object)}}}'
+        self._key_name = quoted(target.key_field)
         self._key = key_field(target.object, target.key_field)
 
     def upsert(self, record: Record) -> str:
@@ -106,7 +109,7 @@ class JsonForm:
     def update(self, record: Record) -> str:
         """Write a record with its id, which finds it; the key is one of the values."""
         return (
-            f'{self._head},"id":{json.dumps(record.crm_id)},{self._key_name}:{_key_json(self._key, record.key)}'
+            f'{self._head},"id":{quoted(record.crm_id)},{self._key_name}:{_key_json(self._key, record.key)}'
             f"{self._members(record.fields)}}}"
         )
 
@@ -118,17 +121,17 @@ class JsonForm:
             return self._reference(name, value)
         text = written(value)
         if text is None:
-            return f"{json.dumps(name)}:null"
+            return f"{quoted(name)}:null"
         bare = isinstance(value, bool | int | float | Decimal)
-        return f"{json.dumps(name)}:{text if bare else json.dumps(text, ensure_ascii=False)}"
+        return f"{quoted(name)}:{text if bare else quoted(text)}"
 
     def _reference(self, name: str, ref: Ref) -> str:
         relation, named = relationship(self._shape, name, ref)
-        typed = f'"attributes":{json.dumps({"type": named})},' if named else ""
+        typed = f'"attributes":{{"type":{quoted(named)}}},' if named else ""
         key = _key_json(self._key_field(ref.object, ref.key_field), ref.key)
-        return f"{json.dumps(relation)}:{{{typed}{json.dumps(ref.key_field)}:{key}}}"
+        return f"{quoted(relation)}:{{{typed}{quoted(ref.key_field)}:{key}}}"
 
 
 def _key_json(field: Field, key: str) -> str:
     bare = number(key) if field.is_number else None
-    return bare or json.dumps(clean(key), ensure_ascii=False)
+    return bare or quoted(clean(key))
