@@ -122,7 +122,8 @@ class Backfill:
 
         ``reached`` waits until all that was committed before an LSN has been delivered (and noted); ``room`` waits
         until more rows are welcome; ``emit`` takes rows to apply and the cursor to keep with them, and is called on the
-        event loop without a pause between the reconciliation and it; ``key_of`` gives a row's external key.
+        event loop without a pause between the reconciliation and it; ``key_of`` gives a row's external key. The rows
+        that these two get have the shape that ``relation`` has at that moment.
         Raises SourceError when PostgreSQL refuses the table's rows for good.
         """
         self.cursor = cursor or Cursor()
@@ -173,13 +174,14 @@ class Backfill:
         self._window.open()
         try:
             chunk = await reader.read(relation, self.key_columns, self.cursor.after, limit)
-            rows = [(ports.key_of(row), row) for row in chunk.rows]
-            self._window.narrow(key for key, _ in rows if key is not None)
-            await ports.reached(chunk.upto_lsn)
-            merged = self._window.merge(rows, chunk.snapshot)
-            if relation == self.relation and (merged.settled or not rows):
-                self._advance(chunk, merged, relation, ports)
-                return
+            if relation == self.relation:
+                rows = [(ports.key_of(row), row) for row in chunk.rows]
+                self._window.narrow(key for key, _ in rows if key is not None)
+                await ports.reached(chunk.upto_lsn)
+                merged = self._window.merge(rows, chunk.snapshot)
+                if relation == self.relation and (merged.settled or not rows):
+                    self._advance(chunk, merged, relation, ports)
+                    return
         finally:
             self._window.close()
         await self._before_again()

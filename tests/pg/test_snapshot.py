@@ -16,7 +16,8 @@ from cdcsync.wal import snapshot as snapshot_module
 from cdcsync.wal.chunks import ChunkReader
 from cdcsync.wal.connect import connect
 from cdcsync.wal.snapshot import Cursor
-from tests.pg.copying import SlotStream, copy_of, describe, execute
+from cdcsync.wal.tuples import split_tuple
+from tests.pg.copying import Copy, SlotStream, copy_of, describe, execute
 from tests.polling import eventually_async
 from tests.proxy import Proxy
 
@@ -275,19 +276,30 @@ async def test_rewritten_table_is_not_taken_for_empty(pg: str) -> None:
     assert len(copy.emitted) == 9
 
 
-async def test_new_shape_of_the_table_replaces_the_old_one(pg: str) -> None:
+@pytest.mark.parametrize("when", ["while reading", "while waiting"])
+async def test_new_shape_of_the_table_replaces_the_old_one(pg: str, when: str) -> None:
     """Rows read in a shape that was replaced meanwhile are read again in the new one."""
     execute(pg, "CREATE TABLE t (id int PRIMARY KEY)", "INSERT INTO t SELECT generate_series(1, 5)")
     copy = await copy_of(pg, "t", "id", chunk_rows=10)
-    original = copy.reached
+    execute(pg, "ALTER TABLE t ADD n int DEFAULT 7")
+    newer = await describe(pg, "t")
+
+    def change() -> None:
+        copy.backfill.relation = newer
+
+    def key_of(raw: bytes) -> str | None:
+        assert len(split_tuple(raw)) == len(copy.backfill.relation.columns)
+        return Copy.key_of(copy, raw)
 
     async def reached(lsn: int) -> None:
-        if len(copy.backfill.relation.columns) == 1:
-            execute(pg, "ALTER TABLE t ADD n int DEFAULT 7")
-            copy.backfill.relation = await describe(pg, "t")
-        await original(lsn)
+        change()
+        await Copy.reached(copy, lsn)
 
-    copy.reached = reached  # type: ignore[method-assign] # the hook of this test
+    copy.key_of = key_of  # type: ignore[method-assign] # the hooks of this test
+    if when == "while reading":
+        copy.before_chunk = lambda _: asyncio.get_running_loop().call_soon(change)
+    else:
+        copy.reached = reached  # type: ignore[method-assign]
     await copy.run()
     assert copy.rows["3"] == [b"3", b"7"]
     assert len(copy.emitted) == 5
