@@ -69,6 +69,16 @@ def test_values_arrive_as_meant(account: Account) -> None:
     assert [cleared.get(name) or "" for name in values] == [""] * 6 + ["Byron"]
 
 
+def test_a_date_goes_into_a_datetime_property_as_its_midnight(account: Account) -> None:
+    """HubSpot refuses a bare date there; which properties are such is asked once."""
+    day = dt.date(2024, 6, 1)
+    for n in range(3):
+        ids(account.upsert(Record(str(n), {"signed_up_at": day, "birth_date": day})))
+    stored = account.fields()["2"]
+    assert (stored["signed_up_at"], stored["birth_date"]) == ("2024-06-01T00:00:00Z", "2024-06-01")
+    assert account.gate.passed == 4
+
+
 def test_bad_rows_are_rejected_and_the_others_written(account: Account) -> None:
     """Of 100 rows three are bad, each in another way: they are named by code and property in HubSpot's words."""
     rows = [Record(str(n), {"firstname": f"n{n}"}) for n in range(100)]

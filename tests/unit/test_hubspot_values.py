@@ -68,6 +68,13 @@ def test_properties_hold_the_key_and_only_what_was_given() -> None:
     assert properties(Target("contacts", "customer_id"), record) == {"customer_id": "7", "firstname": "", "age": "3"}
 
 
+def test_a_date_in_a_datetime_property_is_its_midnight() -> None:
+    """Only dates, and only in the properties that are points in time, are changed."""
+    record = Record("7", {"closedate": dt.date(2024, 6, 1), "born": dt.date(2024, 6, 1), "closed": None})
+    sent = properties(Target("deals", "order_id"), record, frozenset({"closedate", "closed"}))
+    assert sent == {"order_id": "7", "closedate": "2024-06-01T00:00:00.000Z", "born": "2024-06-01", "closed": ""}
+
+
 def test_only_addresses_are_compared_in_lower_case() -> None:
     """HubSpot stores e-mail addresses in lower case; of other unique properties it says no such thing."""
     assert comparable("email", "A@B.example") == "a@b.example"
