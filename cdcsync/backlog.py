@@ -86,17 +86,18 @@ class Backlog:
             self._dirty.add((row.key, IN_BATCH))
             self._give_back(row, now)
 
-    def take(self, limit: int, job: int = IN_BATCH) -> list[PendingRow]:
-        """Take up to ``limit`` rows that may go now; what may not is held on the key in its way."""
+    def take(self, limit: int, defer: Callable[[PendingRow], str | None] = lambda _: None) -> list[PendingRow]:
+        """Take up to ``limit`` rows that may go now; others are held for the key in their way, or as ``defer`` says."""
         rows: list[PendingRow] = []
         for key in list(islice(self.ready, limit)):
             obstacle = self._obstacle(key)
+            reason = f"key {obstacle} has to settle first" if obstacle else defer(self.fold.waiting[key])
             del self.ready[key]
-            if obstacle is not None:
-                self.held[key] = f"key {obstacle} has to settle first"
+            if reason is not None:
+                self.held[key] = reason
                 continue
             row = self.fold.take(key)
-            self._fly(row, job)
+            self._fly(row, IN_BATCH)
             self._dirty.add((key, WAITING))
             rows.append(row)
         return rows
@@ -125,7 +126,7 @@ class Backlog:
             self.held[key] = hold
         for freed in row.keys:
             if freed != key:
-                self._release(freed, now)
+                self._release(freed, now, but=key)
         return key
 
     def park(self, row: PendingRow, now: float) -> None:
@@ -172,11 +173,14 @@ class Backlog:
             self._woken(key, now)
 
     def holds_up(self, key: str) -> bool:
-        """Whether a child of the record ``key`` must wait although the ledger knows that record."""
+        """Whether a child of the record ``key`` must wait although the ledger knows that record.
+
+        So it is while the record under the key is about to go, to be another row's, or may be gone already.
+        """
         flight = self.in_flight.get(self._busy.get(key, ""))
         if flight is not None and (flight.row.deleted or flight.row.key != key):
             return True
-        return key in self.fold.movers
+        return key in self.fold.movers or any(row.uncertain or row.whole for row in self._rows_of(key))
 
     def will_write(self, key: str) -> bool:
         """Whether a write of the record ``key`` is waiting or in flight."""
@@ -240,9 +244,11 @@ class Backlog:
         for other in row.keys:
             if other in self._busy:
                 return self._busy[other]
+            if self.anchored.get(other, key) != key:
+                return self.anchored[other]
         predecessor = self._predecessor(key)
         if predecessor is None:
-            return self.anchored.get(key)
+            return None
         circle = self._circle(key)
         if circle is None:
             return predecessor
@@ -306,10 +312,8 @@ class Backlog:
         self._dirty.add((key, WAITING))
         heapq.heappush(self._oldest, (self.fold.waiting[key].first, key))
 
-    def _release(self, key: str, now: float) -> None:
-        if key in self.held:
-            self._woken(key, now)
+    def _release(self, key: str, now: float, but: str | None = None) -> None:
         # Rows that are to leave this key may be held under the keys that they go to.
-        for mover in self.fold.movers.get(key, ()):
-            if mover in self.held:
-                self._woken(mover, now)
+        for other in (key, *self.fold.movers.get(key, ())):
+            if other in self.held and other != but:
+                self._woken(other, now)

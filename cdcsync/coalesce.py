@@ -170,7 +170,8 @@ class Fold:
         """
         key = self.newer_than(row)
         if key is None:
-            self.put(row)
+            # A copy: whoever took the row must see by identity that it is not in their hands any more.
+            self.put(replace(row))
             return row.key
         newer = self.take(key)
         if key == row.key and newer.origins:
@@ -192,9 +193,9 @@ class Fold:
             row.origins, row.whole = (), True
             self.put(row)
         self.disturbed.update(keys)
-        for key in origins:
+        for key, row in origins.items():
             if key not in keys:
-                self._surrender(replace(origins[key], key=key, origins=()))
+                self._surrender(replace(row, key=key, origins=()))
 
     def _vacate(self, row: PendingRow) -> None:
         """Let a row that was to move onto a key be written there instead, and delete the record it came from."""

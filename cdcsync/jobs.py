@@ -11,6 +11,7 @@ sent once more under the new mapping.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -44,6 +45,8 @@ class JobRunner:
         self._unwritten: dict[int, Job | None] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._running: set[asyncio.Task[None]] = set()
+        self._lost: dict[tuple[str, Op], float] = {}
+        """Since when an open job may be there whose creation got no answer, by mapping and operation."""
 
     @property
     def active(self) -> list[tuple[Job, JobStatus | None]]:
@@ -111,25 +114,33 @@ class JobRunner:
     async def _run(self, route: Route, job: Job, drafts: list[Draft], *, resumed: bool = False) -> None:
         batch = Batch(route.target, job.op, tuple(draft.record for draft in drafts))
         changed = job.digest != digest(route)
+        uncertain = True
         try:
             if changed and job.state in (JobState.PLANNED, JobState.CREATED):
-                self._end(route, job, uncertain=True)
-                return
-            job = await self._submit(job, batch, resumed=resumed)
-            status = await self._await_end(job)
-            outcomes = await self._outcomes(job, batch, status)
+                await self._give_up(job)
+            else:
+                job = await self._submit(job, batch, resumed=resumed)
+                outcomes = await self._outcomes(job, batch, await self._await_end(job))
+                if outcomes is not None and not changed:
+                    self._lane.settle(route, drafts, outcomes)
+                    self._lane.log.info(
+                        "job settled", map=route.name, op=job.op.value, job=job.crm_job, rows=job.records
+                    )
         except BatchRejectedError as error:
-            outcomes = [Rejected(error.reason, error.message, error.field)] * len(drafts)
-        except FatalError as error:
+            await self._give_up(job)
+            self._lane.settle(route, drafts, [Rejected(error.reason, error.message, error.field)] * len(drafts))
+        except DestinationError as error:
             self._lane.failed(error)
-            self._end(route, job, uncertain=False)
-            return
-        if outcomes is None or changed:
-            self._end(route, job, uncertain=True)
-            return
-        self._lane.settle(route, drafts, outcomes)
-        self._lane.log.info("job settled", map=route.name, op=job.op.value, job=job.crm_job, records=job.records)
-        self._end(route, job, uncertain=True)
+            await self._give_up(job)
+            uncertain = self._jobs[job.id].state is JobState.CLOSED
+        self._end(route, job, uncertain=uncertain)
+
+    async def _give_up(self, job: Job) -> None:
+        """Abort a job that was not closed: an open one must not be found later and taken for another's."""
+        job = self._jobs[job.id]
+        if job.crm_job is not None and job.state is not JobState.CLOSED:
+            with contextlib.suppress(DestinationError):
+                await self._lane.call(self._crm.bulk_abort, job.crm_job)
 
     async def _submit(self, job: Job, batch: Batch, *, resumed: bool) -> Job:
         crm = self._crm
@@ -146,20 +157,25 @@ class JobRunner:
         return job
 
     async def _created(self, job: Job, batch: Batch, *, resumed: bool) -> str:
-        """Create the job; where an earlier attempt may have done so, look for it first."""
-        crm, look = self._crm, resumed
-        while True:
-            try:
-                if look:
-                    found = await self._lane.call(crm.bulk_find, batch.target, job.op, job.planned)
-                    if found is not None and not self._is_ours_already(found):
-                        return found
-                return await self._lane.call(crm.bulk_create, batch.target, job.op)
-            except FatalError:
-                raise
-            except DestinationError as error:
-                look = look or isinstance(error, TransientError)
-                await self._pause(error)
+        """Create the job; where an earlier attempt may have done so, look for that one first.
+
+        Raises the error of an attempt that failed: nothing was uploaded, so the rows are better off in the backlog,
+        where their next changes fold over them.
+        """
+        crm = self._crm
+        since = self._lost.get((job.mapping, job.op), job.planned if resumed else None)
+        try:
+            if since is not None:
+                found = await self._lane.call(crm.bulk_find, batch.target, job.op, since)
+                if found is not None and not self._is_ours_already(found):
+                    self._lost.pop((job.mapping, job.op), None)
+                    return found
+            created = await self._lane.call(crm.bulk_create, batch.target, job.op)
+        except TransientError:
+            self._lost[job.mapping, job.op] = since or job.planned
+            raise
+        self._lost.pop((job.mapping, job.op), None)
+        return created
 
     def _is_ours_already(self, crm_job: str) -> bool:
         return any(job.crm_job == crm_job for job in self._jobs.values())

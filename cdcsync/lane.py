@@ -294,23 +294,17 @@ class Lane:
             return []
         rows: list[PendingRow] = []
         while not rows and ready:
-            rows = self._defer(route, route.backlog.take(size), now)
+            rows = route.backlog.take(size, partial(self._defer, route))
         return rows
 
     # --- deletes after their children
 
-    def _defer(self, route: Route, rows: list[PendingRow], now: float) -> list[PendingRow]:
-        """Hold deletes of parents back while older changes of their children are under way."""
-        if not route.children or not any(row.deleted for row in rows):
-            return rows
-        going = []
-        for row in rows:
-            if row.deleted and self._children_before(route, row.last):
-                key = route.backlog.give_back(row, now, hold="children are to be settled first")
-                route.deferred.add(key)
-            else:
-                going.append(row)
-        return going
+    def _defer(self, route: Route, row: PendingRow) -> str | None:
+        """Hold a delete of a parent back while older changes of its children are under way."""
+        if not row.deleted or not self._children_before(route, row.last):
+            return None
+        route.deferred.add(row.key)
+        return "children are to be settled first"
 
     def _release_deferred(self, now: float) -> None:
         for route in self.routes:
@@ -419,9 +413,9 @@ class Lane:
                 asked.append(key)
         if asked:
             stored = await self.around.on_file(lambda state: state.known(route.name, asked))
-            # What was settled while the file was read is newer than what the file said.
-            for key, entry in stored.items():
-                latest = self.books.ledger.get((route.name, key), entry)
+            for key in asked:
+                # What was settled while the file was read is newer than what the file said.
+                latest = self.books.ledger.get((route.name, key), stored.get(key))
                 if latest is not None:
                     known[key] = latest
         return known
@@ -545,10 +539,12 @@ class Lane:
         """Ask the CRM for a parent that we never wrote, and remember it."""
         await self._announce(parent, ())
         found = (await self.call(self.destination.find, parent.target, [key])).get(key)
-        if found is not None:
-            entry = Known(found, (), b"", {}, START, time.time())
-            known[parent.name, key] = self.books.ledger[parent.name, key] = entry
-        return found is not None
+        entry = self.books.ledger.get((parent.name, key))
+        if entry is None and found is not None and not parent.backlog.knows(key):
+            entry = self.books.ledger[parent.name, key] = Known(found, (), b"", {}, START, time.time())
+        if entry is not None:
+            known[parent.name, key] = entry
+        return entry is not None
 
     def _remember_orphan(self, route: Route, reject: Reject) -> None:
         if reject.code != "parent-missing" or reject.row.deleted:
@@ -561,8 +557,9 @@ class Lane:
     async def _adopt_orphans(self, children: set[tuple[str, str]]) -> None:
         for name, key in children:
             route = self._by_name[name]
-            for reject in await self.rejects(route, [key] if key in route.backlog.parked else []):
-                if key in route.backlog.parked:
+            for reject in await self.rejects(route, [key]):
+                # A row that has changed since takes the parked state along when it goes.
+                if key in route.backlog.parked and not route.backlog.knows(key):
                     self._unlist(route, reject)
                     route.backlog.readmit(reject.row, time.monotonic())
         self.nudge()

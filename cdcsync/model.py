@@ -170,7 +170,7 @@ left alone is missing from ``Record.fields``; the empty string is a value of its
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An association to keep (HubSpot): ``to_id`` is the CRM id to link, ``was_ids`` what may be linked but must not be.
+    """An association to keep (HubSpot): ``to_id`` is the CRM id to link, ``was_ids`` what may be linked and must not.
 
     The association to each of ``was_ids`` is removed (it may be gone already), then that to ``to_id`` is made (it may
     exist already). ``to_id is None``: only remove.

@@ -83,6 +83,10 @@ class Copy:
     backfill: Backfill
     seen: set[str] | None = None
 
+    def key_of(self, row: bytes) -> str | None:
+        """Return the external key of a row that was read in the table's present shape."""
+        return self.route.mapper(self.backfill.relation).key_of(row)
+
 
 @dataclass(slots=True)
 class Pipeline:
@@ -171,16 +175,16 @@ class Pipeline:
             image = complete_from_old(change)
             key = mapper.key_of(image)
             partial = b"u" in image and ABSENT in split_tuple(image)
-        if key is None:
-            self.log.warning("row without a key", map=route.name, table=change.relation.table)
-            return
         copy = self.copies.get(route.name)
         if copy is not None:
             copy.backfill.relation = change.relation
-            for touched in (key, old_key) if old_key not in {None, key} else (key,):
-                copy.backfill.note(touched or key, self._transaction.xid, partial=partial)
+            for touched in {key, old_key} - {None}:
+                copy.backfill.note(str(touched), self._transaction.xid, partial=partial)
                 if copy.seen is not None:
-                    copy.seen.add(touched or key)
+                    copy.seen.add(str(touched))
+        if key is None:
+            self.log.warning("row without a key", map=route.name, table=change.relation.table)
+            return
         lane.feed(route, Event(change, key, old_key, position, self._transaction.time))
 
     def _truncate(self, truncate: Truncate) -> None:
@@ -237,13 +241,12 @@ class Pipeline:
         for copy in [entry for entry in self.copies.values() if entry.lane is lane]:
             route = copy.route
             stored = (copy.seen is None and route.backfill) or BackfillState()
-            mapper = route.mapper(copy.backfill.relation)
             await copy.backfill.run(
                 connect,
                 reached=self.reached,
                 room=partial(self._room, lane),
                 emit=partial(self._emit, copy),
-                key_of=mapper.key_of,
+                key_of=copy.key_of,
                 cursor=Cursor(stored.cursor, stored.rows, stored.estimate),
             )
             del self.copies[route.name]
@@ -284,10 +287,9 @@ class Pipeline:
     def _emit(self, copy: Copy, rows: list[bytes], cursor: Cursor) -> None:
         route = copy.route
         relation = copy.backfill.relation
-        mapper = route.mapper(relation)
         now = time.time()
         for row in rows:
-            key = mapper.key_of(row)
+            key = copy.key_of(row)
             if key is None:
                 continue
             if copy.seen is not None:

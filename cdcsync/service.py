@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -177,6 +178,7 @@ class Service:
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        faulthandler.register(signal.SIGUSR1)  # where does it hang? kill -USR1 prints every thread's stack
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stopping.set)
         try:

@@ -119,6 +119,9 @@ class BulkDestination(Destination, Protocol):
     def bulk_close(self, job: str) -> None:
         """Say that the upload is complete; the CRM starts to work."""
 
+    def bulk_abort(self, job: str) -> None:
+        """Give up a job that was not closed, so that nobody takes it for one to go on with."""
+
     def bulk_poll(self, job: str) -> JobStatus:
         """Ask for the job's state."""
 

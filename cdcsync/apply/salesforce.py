@@ -77,6 +77,10 @@ class SalesforceDestination:
         """Start the job's work."""
         self._jobs.close(job)
 
+    def bulk_abort(self, job: str) -> None:
+        """Give up a job that was not closed."""
+        self._jobs.abort(job)
+
     def bulk_poll(self, job: str) -> JobStatus:
         """Ask for the job's state. A job that failed for a passing reason, such as a quota, counts as aborted."""
         return self._jobs.poll(job)

@@ -77,7 +77,7 @@ class IngestJobs:
         self._set_state(job, "UploadComplete")
 
     def abort(self, job: str) -> None:
-        """Give up a job that nothing was uploaded to."""
+        """Give up a job that was not closed; one that is beyond that is left as it is."""
         self._set_state(job, "Aborted")
 
     def poll(self, job: str) -> JobStatus:

@@ -155,7 +155,10 @@ class Stage:
         assert sum(lane.rejected for lane in snapshot.lanes) == rejects, self.describe()
 
     def describe(self) -> str:
-        """Say everything that helps to understand a failure."""
+        """Say everything that helps to understand a failure, the stacks of a daemon that does not answer included."""
+        if self.daemon is not None and self.alive() and self.snapshot() is None:
+            self.daemon.send_signal(signal.SIGUSR1)
+            time.sleep(1.0)
         return f"{self.snapshot()}\n{self.log()}"
 
 
