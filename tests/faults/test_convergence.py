@@ -17,7 +17,6 @@ from cdcsync.demo.shop import Inventor
 from tests.faults.stage import Stage, stage
 
 KILLS = 20
-SEARCHED = "(SELECT id FROM {table} ORDER BY random() LIMIT 1)"
 
 FAULTS = {
     "salesforce": [
@@ -152,8 +151,18 @@ class Shopkeeper:
             connection.execute("DELETE FROM orders WHERE id IN (SELECT id FROM orders ORDER BY random() LIMIT 3)")
 
 
-def cascade_keys(shop: Stage) -> None:
-    """Let the shop's keys change: the tables that refer to them follow."""
+def prepare(shop: Stage) -> None:
+    """Let the shop's keys change, and be used again: referring tables follow, and versions rise over all rows."""
+    shop.execute(
+        "CREATE SEQUENCE versions START 1000000; "
+        "CREATE OR REPLACE FUNCTION raise_row_version() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN NEW.row_version := nextval('versions'); RETURN NEW; END $$"
+    )
+    for table in ("companies", "customers", "orders"):
+        shop.execute(
+            f"CREATE TRIGGER first_row_version BEFORE INSERT ON {table} "
+            "FOR EACH ROW EXECUTE FUNCTION raise_row_version()"
+        )
     for table, column, parent in (
         ("customers", "company_id", "companies"),
         ("orders", "customer_id", "customers"),
@@ -174,7 +183,7 @@ def test_the_crms_equal_the_database_after_crashes_and_failures(pg: str, tmp_pat
     print(f"seed {seed}")
     rng = random.Random(seed)
     with stage(tmp_path, pg, seed=seed) as shop:
-        cascade_keys(shop)
+        prepare(shop)
         shopkeeper = Shopkeeper(pg, seed)
         shop.start()
         with shopkeeper.at_work():
