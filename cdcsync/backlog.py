@@ -12,13 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from cdcsync.coalesce import Event, Fold, PendingRow
+from cdcsync.coalesce import Event, Fold, PendingRow, over
 from cdcsync.model import Position
 
 WAITING = 0
 """Journal slot of a row that waits."""
 IN_BATCH = -1
 """Journal slot of a row in flight outside a bulk job; a job's rows are journaled under its number."""
+COLD = -2
+"""Journal slot of a row that is in the journal alone, to save memory."""
+
+COLD_BYTES = 250
+"""What a cold row costs in memory: its key and place in a dict (measured)."""
+_HEAP_SLACK = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,15 @@ class Flight:
 
     row: PendingRow
     job: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cold:
+    """What memory keeps of a row that lives in the journal. ``doubtful``: it may have been sent before a crash."""
+
+    first: Position
+    since: float
+    doubtful: bool
 
 
 class Backlog:
@@ -40,6 +55,8 @@ class Backlog:
         self.held: dict[str, str] = {}
         """Keys that must wait, and for what, in words."""
         self.in_flight: dict[str, Flight] = {}
+        self.cold: dict[str, Cold] = {}
+        """Keys of rows that live in the journal alone. Their later changes wait here, and do not go before them."""
         self.parked: set[str] = set()
         """Keys of rejected rows."""
         self.anchored: dict[str, str] = {}
@@ -49,11 +66,19 @@ class Backlog:
         self._busy: dict[str, str] = {}
         """Key that a row in flight occupies (its own, and those it leaves) → that row's key."""
         self._oldest: list[tuple[Position, str]] = []
+        self._marked: dict[str, Position] = {}
+        """The last entry made in ``_oldest``, by key."""
+        self._freezing: dict[str, PendingRow] = {}
         self._dirty: set[tuple[str, int]] = set()
         self._journaled: set[tuple[str, int]] = set()
 
     def __len__(self) -> int:
-        return len(self.fold.waiting) + len(self.in_flight)
+        return len(self.fold.waiting) + len(self.in_flight) + len(self.cold)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that the rows take, roughly."""
+        return self.fold.size + len(self.cold) * COLD_BYTES
 
     def feed(self, event: Event, now: float, *, uncertain: bool = False) -> list[str]:
         """Take one change in; returns the keys of waiting rows that it made or changed."""
@@ -75,7 +100,9 @@ class Backlog:
         for job, row in rows:
             self._journaled.add((row.key, job))
             row.uncertain = True
-            if job == WAITING:
+            if job == COLD:
+                self._chill(row, doubtful=True)
+            elif job == WAITING:
                 self.fold.put(row)
                 self._woken(row.key, now)
             elif job == IN_BATCH:
@@ -101,6 +128,39 @@ class Backlog:
             self._dirty.add((key, WAITING))
             rows.append(row)
         return rows
+
+    def freezable(self, limit: int) -> list[str]:
+        """Name rows that may go to the journal: those whose turn comes last, and that nothing else hangs on."""
+        return list(islice(filter(self.can_freeze, reversed(self.fold.waiting)), limit))
+
+    def can_freeze(self, key: str) -> bool:
+        """Whether a row waits under this key that may go to the journal."""
+        row = self.fold.waiting.get(key)
+        return row is not None and not row.origins and key not in self.fold.movers and key not in self._busy
+
+    def freeze(self, key: str, older: PendingRow | None) -> None:
+        """Leave a freezable row to the journal; ``older`` is what the journal holds of it already.
+
+        The next ``changed`` carries it; it has to be written before anything is thawed.
+        """
+        row = self.fold.take(key)
+        self.ready.pop(key, None)
+        self.held.pop(key, None)
+        if older is not None:
+            older.uncertain = older.uncertain or self.cold[key].doubtful
+            row = over(older, row)
+            self.fold.coalesced += 1
+        self._chill(row, doubtful=False)
+        self._freezing[key] = row
+        self._dirty.update({(key, WAITING), (key, COLD)})
+
+    def thaw(self, row: PendingRow, now: float) -> None:
+        """Take a row back from the journal; what came meanwhile folds over it."""
+        row.uncertain = row.uncertain or self.cold[row.key].doubtful
+        del self.cold[row.key]
+        self._dirty.add((row.key, COLD))
+        self._give_back(row, now)
+        self._release(row.key, now)
 
     def assign(self, row: PendingRow, job: int) -> None:
         """Move a row in flight into a bulk job."""
@@ -180,10 +240,14 @@ class Backlog:
         flight = self.in_flight.get(self._busy.get(key, ""))
         if flight is not None and (flight.row.deleted or flight.row.key != key):
             return True
-        return key in self.fold.movers or any(row.uncertain or row.whole for row in self._rows_of(key))
+        return (
+            key in self.fold.movers or key in self.cold or any(row.uncertain or row.whole for row in self._rows_of(key))
+        )
 
     def will_write(self, key: str) -> bool:
         """Whether a write of the record ``key`` is waiting or in flight."""
+        if key in self.cold:
+            return True
         row = self.fold.waiting.get(key)
         if row is None:
             flight = self.in_flight.get(key)
@@ -192,23 +256,25 @@ class Backlog:
 
     def knows(self, key: str) -> bool:
         """Whether a row under this key, or leaving it, is not settled."""
-        return key in self.fold.waiting or key in self.fold.movers or key in self._busy
+        return key in self.fold.waiting or key in self.fold.movers or key in self._busy or key in self.cold
 
     def oldest(self) -> Position | None:
         """Return the first position of the oldest row that is not settled."""
+        if len(self._oldest) > 2 * len(self) + _HEAP_SLACK:
+            self._rebuild_oldest()
         while self._oldest:
             first, key = self._oldest[0]
-            if any(row.first == first for row in self._rows_of(key)):
+            if first in self._firsts_of(key):
                 return first
             heapq.heappop(self._oldest)
+            if self._marked.get(key) == first:
+                del self._marked[key]
         return None
 
     def oldest_time(self) -> float | None:
         """Return the commit time (Unix) of the change that has waited longest, roughly: that of ``oldest``."""
         first = self.oldest()
-        if first is None:
-            return None
-        return min(row.since for row in self._rows_of(self._oldest[0][1]) if row.first == first)
+        return None if first is None else self._firsts_of(self._oldest[0][1])[first]
 
     def changed(self) -> Iterator[tuple[str, int, PendingRow | None]]:
         """Yield (key, slot, row or None) of what the journal must write or drop, and start anew."""
@@ -221,6 +287,7 @@ class Backlog:
                 self._journaled.discard((key, slot))
                 yield key, slot, None
         self._dirty = set()
+        self._freezing = {}
 
     @property
     def dirty(self) -> bool:
@@ -230,6 +297,8 @@ class Backlog:
     def _row_at(self, key: str, slot: int) -> PendingRow | None:
         if slot == WAITING:
             return self.fold.waiting.get(key)
+        if slot == COLD:
+            return self._freezing.get(key)
         flight = self.in_flight.get(key)
         return flight.row if flight is not None and flight.job == slot else None
 
@@ -239,11 +308,35 @@ class Backlog:
         if key in self.in_flight:
             yield self.in_flight[key].row
 
+    def _firsts_of(self, key: str) -> dict[Position, float]:
+        firsts = {row.first: row.since for row in self._rows_of(key)}
+        if key in self.cold:
+            firsts[self.cold[key].first] = self.cold[key].since
+        return firsts
+
+    def _mark(self, first: Position, key: str) -> None:
+        if self._marked.get(key) != first:
+            self._marked[key] = first
+            heapq.heappush(self._oldest, (first, key))
+
+    def _rebuild_oldest(self) -> None:
+        """Drop the entries of rows that were settled behind one that is stuck."""
+        keys = {*self.fold.waiting, *self.in_flight, *self.cold}
+        self._oldest = [(first, key) for key in keys for first in self._firsts_of(key)]
+        heapq.heapify(self._oldest)
+        self._marked = {key: first for first, key in self._oldest}
+
+    def _chill(self, row: PendingRow, *, doubtful: bool) -> None:
+        self.cold[row.key] = Cold(row.first, row.since, doubtful)
+        self._mark(row.first, row.key)
+
     def _obstacle(self, key: str) -> str | None:
         row = self.fold.waiting[key]
         for other in row.keys:
             if other in self._busy:
                 return self._busy[other]
+            if other in self.cold:
+                return other
             if self.anchored.get(other, key) != key:
                 return self.anchored[other]
         predecessor = self._predecessor(key)
@@ -272,10 +365,13 @@ class Backlog:
         return None
 
     def _circle(self, key: str) -> list[str] | None:
-        """Return the keys of rows that wait for each other in a circle through ``key``, as when two rows swap keys."""
+        """Return the keys of rows that wait for each other in a circle through ``key``, as when two rows swap keys.
+
+        None as well where part of one of them is in the journal still: the circle is seen again when that is back.
+        """
         seen: list[str] = []
         step = self._predecessor(key)
-        while step is not None and step not in seen:
+        while step is not None and step not in seen and self.cold.keys().isdisjoint(self.fold.waiting[step].keys):
             seen.append(step)
             if step == key:
                 return seen
@@ -287,7 +383,7 @@ class Backlog:
         for key in row.keys:
             self._busy[key] = row.key
         self._dirty.add((row.key, job))
-        heapq.heappush(self._oldest, (row.first, row.key))
+        self._mark(row.first, row.key)
 
     def _land(self, row: PendingRow) -> None:
         flight = self.in_flight.pop(row.key)
@@ -310,7 +406,7 @@ class Backlog:
         self.held.pop(key, None)
         self.ready.setdefault(key, now)
         self._dirty.add((key, WAITING))
-        heapq.heappush(self._oldest, (self.fold.waiting[key].first, key))
+        self._mark(self.fold.waiting[key].first, key)
 
     def _release(self, key: str, now: float, but: str | None = None) -> None:
         # Rows that are to leave this key may be held under the keys that they go to.

@@ -199,9 +199,9 @@ class Fold:
 
     def _vacate(self, row: PendingRow) -> None:
         """Let a row that was to move onto a key be written there instead, and delete the record it came from."""
-        origin, *others = row.origins
-        self._surrender(replace(row, key=origin, origins=tuple(others)))
-        row.origins, row.whole = (), True
+        left, row.origins, row.whole = row.origins, (), True
+        for origin in left:
+            self._surrender(replace(row, key=origin))
 
     def _surrender(self, row: PendingRow) -> None:
         """See to the record that may stand under ``row``'s key: the row that has the key takes it over, or it goes.
@@ -279,7 +279,8 @@ class Fold:
 
 def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     """Fold a later pending row of the same record over an earlier one."""
-    if not newer.deleted and not older.deleted:
+    # With ``whole`` the earlier state may be that of another row, which had the record before.
+    if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
     _inherit(newer, older)
     newer.origins = _without(newer.key, (*older.origins, older.key, *newer.origins))

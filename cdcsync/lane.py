@@ -28,12 +28,13 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
 from cdcsync.coalesce import Event, PendingRow, over
-from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError, TransientError
+from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError
 from cdcsync.jobs import JobRunner
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position, Rejected, Retry
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
 from cdcsync.route import Route
+from cdcsync.spill import Spill
 from cdcsync.state import Known, Reject, State, Tick
 from cdcsync.status import LaneState
 
@@ -108,6 +109,7 @@ class Lane:
         """(parent mapping, key) → parked children that go when that parent has come."""
         self._threads = ThreadPoolExecutor(destination.limits.max_parallel + 2, thread_name_prefix=f"crm-{name}")
         self.jobs = JobRunner(self)
+        self.spill = Spill(self)
         _link_parents(self.routes)
 
     # --- what comes in
@@ -177,7 +179,7 @@ class Lane:
     @property
     def size(self) -> int:
         """Bytes of memory that the waiting rows take, roughly."""
-        return sum(route.backlog.fold.size for route in self.routes)
+        return sum(route.backlog.size for route in self.routes)
 
     def oldest(self) -> Position | None:
         """Return the position of the oldest change that is not settled."""
@@ -262,6 +264,7 @@ class Lane:
         delays: list[float] = []
         for step in range(len(self.routes)):
             route = self.routes[(self._turn + step) % len(self.routes)]
+            self.spill.refill(route)
             while self._active < most:
                 rows = self._next_rows(route, now, delays)
                 if not rows:
@@ -320,7 +323,7 @@ class Lane:
             backlog = child.backlog
             first = backlog.oldest()
             # Children that are all held may wait for a row that comes after this very delete.
-            if first is not None and first <= position and (backlog.ready or backlog.in_flight):
+            if first is not None and first <= position and (backlog.ready or backlog.in_flight or backlog.cold):
                 return True
         return False
 
@@ -334,7 +337,8 @@ class Lane:
             self.recovered()
         except DestinationError as error:
             self.failed(error)
-            self.give_back(route, rows, uncertain=isinstance(error, TransientError))
+            # Whatever the error says of its own request: others of the same batch may have been answered before.
+            self.give_back(route, rows, uncertain=True)
         finally:
             self._active -= 1
             self.nudge()

@@ -315,6 +315,8 @@ class Pipeline:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             await self.tick()
+            for lane in self.lanes:
+                await lane.spill.keep_within(self.max_memory / len(self.lanes))
             if self.reader is not None and not all(lane.caught_up for lane in self.lanes):
                 self.reader.request_progress()
             await self._apply_pauses()

@@ -3,9 +3,9 @@
 The ledger's word counts only for rows that are not ``uncertain``. Who asks what:
 
 * A delete of a row that the ledger does not know: nothing to do if the row was fresh, else the CRM is asked.
-* A key change (``origins``) updates the record that the ledger knows under the old key; where an earlier attempt may
-  have arrived, the CRM is asked under which key it holds the record. The last key that it had is the one that counts:
-  an earlier one may hold another row by now.
+* A key change (``origins``) updates the record that the ledger knows under the old key; where it knows none, or an
+  earlier attempt may have arrived, the CRM is asked under which key it holds the record. The last key that it had is
+  the one that counts: an earlier one may hold another row by now.
 * A write that changes no field and no link is suppressed. Otherwise all fields that the row carries go out.
 * A record cannot be created, nor given to another row, from a row with columns missing: such a row is rejected.
 """
@@ -142,7 +142,7 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
 
 def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[str, ...], plan: Plan) -> None:
     moved = _first(facts.known, row.origins)
-    if row.origins and row.uncertain and not facts.asked:
+    if row.origins and not facts.asked and (row.uncertain or (moved is None and not row.fresh)):
         plan.ask.append(row)
         return
     known = moved or facts.known.get(row.key)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
 from cdcsync.errors import StateError
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
@@ -36,6 +37,7 @@ CREATE TABLE journal (
   first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
   last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
   PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
+CREATE INDEX cold ON journal (mapping, first_lsn, first_ordinal) WHERE job = -2;
 CREATE TABLE ledger (
   mapping INTEGER NOT NULL, key TEXT NOT NULL, crm_id TEXT, shape INTEGER NOT NULL, hashes BLOB NOT NULL,
   links TEXT, lsn INTEGER NOT NULL, ordinal INTEGER NOT NULL, at REAL NOT NULL,
@@ -64,6 +66,7 @@ _MIGRATIONS: dict[int, str] = {}
 """Schema version → the statements that lead to the next one."""
 
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
+_ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
 _LOOKUP_CHUNK = 500
 
 
@@ -381,12 +384,31 @@ class State:
     def journal(self, mapping: str) -> Iterator[tuple[int, PendingRow]]:
         """Yield (job, row) of what was not settled at the last tick; job 0 is no job."""
         rows = self._db.execute(
-            "SELECT key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, "
-            "latest, job FROM journal WHERE mapping = ? ORDER BY first_lsn, first_ordinal",
+            f"SELECT {_ROW}, job FROM journal WHERE mapping = ? ORDER BY first_lsn, first_ordinal",  # noqa: S608 — constant
             (self._mapping_id(mapping),),
         )
         for row in rows:
             yield row[-1], self._unpack(row[:-1])
+
+    def cold(self, mapping: str, keys: Sequence[str]) -> dict[str, PendingRow]:
+        """Return rows that live in the journal alone, by key."""
+        found: dict[str, PendingRow] = {}
+        for chunk in _chunks(keys):
+            marks = ",".join("?" * len(chunk))
+            for row in self._db.execute(
+                f"SELECT {_ROW} FROM journal WHERE mapping = ? AND job = {COLD} AND key IN ({marks})",  # noqa: S608 — marks
+                (self._mapping_id(mapping), *chunk),
+            ):
+                found[row[0]] = self._unpack(row)
+        return found
+
+    def coldest(self, mapping: str, limit: int) -> list[PendingRow]:
+        """Return the rows that live in the journal alone and have waited longest."""
+        rows = self._db.execute(
+            f"SELECT {_ROW} FROM journal WHERE mapping = ? AND job = {COLD} ORDER BY first_lsn, first_ordinal LIMIT ?",  # noqa: S608 — constants
+            (self._mapping_id(mapping), limit),
+        )
+        return [self._unpack(row) for row in rows]
 
     def known(self, mapping: str, keys: Sequence[str]) -> dict[str, Known]:
         """Look records up in the ledger."""

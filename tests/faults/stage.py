@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -86,6 +87,11 @@ class Stage:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             cursor = connection.execute(query.encode(), parameters)
             return cursor.fetchall() if cursor.description else []
+
+    def state(self, query: str) -> Any:
+        """Ask the state file for one value."""
+        with contextlib.closing(sqlite3.connect(self.directory / "state.db")) as state:
+            return state.execute(query).fetchone()[0]
 
     def fault(self, crm: str, *rules: Mapping[str, object]) -> None:
         """Add fault rules to a sandbox."""

@@ -11,6 +11,7 @@ from tests.faults.stage import Stage, stage
 
 KEYS = 10_000
 CHANGES = 200_000
+COLD_KEYS = 12_000
 RETAINED = 64 << 20
 MEMORY = 400 << 20
 """The default budget for pending rows (256 MB) and what the process takes without any."""
@@ -48,6 +49,38 @@ def test_an_outage_of_both_crms_costs_neither_disk_nor_memory(pg: str, tmp_path:
         shop.assert_converged()
         for crm, before in sent.items():
             assert _writes(shop.admin(crm, "books")) - before <= KEYS + 1
+
+
+@pytest.mark.timeout(600)
+def test_rows_beyond_the_memory_budget_live_in_the_journal(pg: str, tmp_path: Path) -> None:
+    """With room for a third of the rows, WAL is confirmed all the same, changes fold, and all of it arrives."""
+    small = {"[batch]\n": '[batch]\nmax_memory = "12MB"\n'}
+    with stage(tmp_path, pg, changes=small) as shop:
+        shop.start()
+        shop.settled()
+        for crm in shop.sandboxes:
+            shop.fault(crm, DOWN)
+        sent = {crm: _writes(shop.admin(crm, "books")) for crm in shop.sandboxes}
+        shop.execute(
+            "INSERT INTO companies (name, domain) "
+            "SELECT 'Outage ' || i || repeat('-', 150), 'outage' || i || '.example.com' "
+            f"FROM generate_series(1, {COLD_KEYS}) i"
+        )
+        for number in range(3):
+            shop.execute(f"UPDATE companies SET phone = '{number}' WHERE name LIKE 'Outage %'")
+            ((target,),) = shop.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint")
+            shop.wait(lambda target=target: _durable(shop) >= target, "the journal does not keep up")  # type: ignore[misc]
+        frozen = "SELECT count(*) FROM journal WHERE job = -2"
+        shop.wait(lambda: shop.state(frozen) > COLD_KEYS, "too few rows live in the journal alone")
+        shop.kill()
+        shop.start()
+        for crm in shop.sandboxes:
+            shop.mend(crm)
+        shop.settled(timeout=300)
+        shop.assert_converged()
+        for crm, before in sent.items():
+            assert _writes(shop.admin(crm, "books")) - before <= COLD_KEYS + 1
+        shop.wait(lambda: shop.state("SELECT count(*) FROM journal") == 0, "the journal is not emptied")
 
 
 def _writes(books: dict[str, int]) -> int:

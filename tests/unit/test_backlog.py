@@ -9,7 +9,7 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcsync.backlog import IN_BATCH, WAITING, Backlog
+from cdcsync.backlog import COLD, IN_BATCH, WAITING, Backlog
 from cdcsync.coalesce import Event, PendingRow
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import ABSENT, Change, ChangeKind, Column, Op, Position, Relation, Value
@@ -178,6 +178,20 @@ class World:
         self.saved_ledger = dict(self.ledger)
         self.saved_at = self.ordinal
 
+    def freeze(self) -> None:
+        """Leave some rows to the journal, which is written at once."""
+        keys = self.backlog.freezable(self.random.randint(1, 3))
+        for key in keys:
+            older = self.journal.get((key, COLD)) if key in self.backlog.cold else None
+            self.backlog.freeze(key, replace(older) if older is not None else None)
+        self.tick()
+
+    def thaw(self) -> None:
+        """Take some rows back from the journal."""
+        cold = [key for key, slot in self.journal if slot == COLD and key in self.backlog.cold]
+        for key in self.random.sample(cold, min(len(cold), self.random.randint(1, 3))):
+            self.backlog.thaw(replace(self.journal[key, COLD]), 0.0)
+
     def crash(self) -> None:
         """Lose everything that was not written down, and stream it again."""
         self.backlog = Backlog("m")
@@ -193,6 +207,7 @@ class World:
         for _ in range(2000):
             if not len(self.backlog):
                 return
+            self.thaw()
             self.send()
         held = self.backlog.held
         raise AssertionError(f"rows that never settle: {held}, {self.backlog.fold.waiting}, {self.backlog.in_flight}")
@@ -204,17 +219,25 @@ def _no_origins(row: PendingRow) -> PendingRow:
 
 
 @settings(max_examples=600, deadline=None)
-@given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("ccccssstxx"), min_size=5, max_size=120))
+@given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("ccccssstxfh"), min_size=5, max_size=120))
 def test_any_history_of_changes_answers_and_crashes_converges(seed: int, steps: list[str]) -> None:
     """After any mix of changes, sends, lost answers, ticks and crashes the CRM equals the table; nothing is doubled."""
     world = World(seed)
     for step in steps:
-        {"c": world.change, "s": world.send, "t": world.tick, "x": world.crash}[step]()
+        {
+            "c": world.change,
+            "s": world.send,
+            "t": world.tick,
+            "x": world.crash,
+            "f": world.freeze,
+            "h": world.thaw,
+        }[step]()
     world.drain()
     assert dict(world.crm.records.values()) == {key: {"a": a, "big": big} for key, (a, big) in world.table.items()}
     assert len(world.crm.records) == len(world.table)
+    assert world.backlog.oldest() is None
 
 
 def test_journal_slots_are_apart() -> None:
-    """A waiting row and one in flight of the same key are journaled under different slots."""
-    assert WAITING != IN_BATCH
+    """A waiting row, one in flight and a cold one of the same key are journaled under different slots."""
+    assert len({WAITING, IN_BATCH, COLD}) == 3

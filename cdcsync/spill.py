@@ -1,0 +1,76 @@
+"""Keep a lane's waiting rows within its share of memory: the last in the queue live in the journal alone.
+
+A row that was left there is *cold*. Its later changes wait in memory and do not go before it; they fold over it when
+it is thawed, or when they are left to the journal as well. Rows come back, oldest first, when the queue runs low.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from operator import methodcaller
+from typing import TYPE_CHECKING
+
+from cdcsync.route import Route
+
+if TYPE_CHECKING:
+    from cdcsync.lane import Lane  # a lane owns its spill; here only for its type
+
+FREEZE_FROM = 0.8
+FREEZE_TO = 0.4
+"""Of the budget: from where on rows are left to the journal, and down to where."""
+AT_ONCE = 5_000
+THAW_BELOW = 2_000
+"""Rows that are ready: with fewer, cold ones are taken back."""
+
+
+class Spill:
+    """One lane's way to the journal and back; one direction at a time, so that what is read is never out of date."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._turn = asyncio.Lock()
+        self._thawing: set[str] = set()
+
+    async def keep_within(self, budget: float) -> None:
+        """Leave rows to the journal if the lane takes too much of ``budget`` (bytes)."""
+        if self._lane.size <= FREEZE_FROM * budget:
+            return
+        async with self._turn:
+            for route in self._lane.routes:
+                while self._lane.size > FREEZE_TO * budget and await self._freeze(route):
+                    continue
+            await self._lane.around.tick()
+
+    def refill(self, route: Route) -> None:
+        """Take cold rows back if the queue runs low; they are there some time later."""
+        backlog = route.backlog
+        if backlog.cold and len(backlog.ready) < THAW_BELOW and route.name not in self._thawing:
+            self._thawing.add(route.name)
+            self._lane.jobs.spawn(self._thaw(route))
+
+    async def _freeze(self, route: Route) -> int:
+        """Leave some rows to the journal, together with what it holds of them already; returns how many."""
+        backlog = route.backlog
+        keys = backlog.freezable(AT_ONCE)
+        cold = [key for key in keys if key in backlog.cold]
+        older = await self._lane.around.on_file(methodcaller("cold", route.name, cold))
+        frozen = [key for key in keys if backlog.can_freeze(key) and (key in older) == (key in backlog.cold)]
+        for key in frozen:
+            backlog.freeze(key, older.get(key))
+        if cold:
+            await self._lane.around.tick()
+        return len(frozen)
+
+    async def _thaw(self, route: Route) -> None:
+        try:
+            async with self._turn:
+                rows = await self._lane.around.on_file(methodcaller("coldest", route.name, AT_ONCE))
+                for row in rows:
+                    if row.key in route.backlog.cold:
+                        route.backlog.thaw(row, time.monotonic())
+                # Rows that were thawed and are still in the file must not be read again.
+                await self._lane.around.tick()
+        finally:
+            self._thawing.discard(route.name)
+        self._lane.nudge()

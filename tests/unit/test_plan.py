@@ -1,0 +1,84 @@
+"""What is decided for a row, case by case; ``test_backlog`` has the whole machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cdcsync.coalesce import PendingRow
+from cdcsync.mappers.compile import Mapped, WantedLink
+from cdcsync.mappers.values import field_hash
+from cdcsync.model import START, Column, Link, Op, Relation
+from cdcsync.plan import Facts, decide
+from cdcsync.state import Known
+
+RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
+ROW = PendingRow("k", RELATION, b"", deleted=False, fresh=False, first=START, last=START, since=0.0, latest=0.0)
+MAPPED = Mapped("k", {"A": "x"}, (), (), ())
+SAME = Known("7", ("A",), field_hash("x"), {}, START, 0.0)
+
+
+def test_a_write_that_changes_nothing_is_suppressed() -> None:
+    """Equal hashes are the ledger's word, and it counts only for a row that is certain."""
+    facts = Facts({"k": SAME})
+    assert decide([ROW], {"k": MAPPED}, facts, ("A",)).nothing == [ROW]
+    doubtful = replace(ROW, uncertain=True)
+    (draft,) = decide([doubtful], {"k": MAPPED}, facts, ("A",)).drafts
+    assert draft.op is Op.UPSERT
+
+
+def test_a_key_change_of_an_unknown_record_asks_the_crm() -> None:
+    """A copied row whose settling was lost is held by the CRM under its old key: no second record is made for it."""
+    moved = replace(ROW, origins=("old",))
+    assert decide([moved], {"k": MAPPED}, Facts({}), ("A",)).ask == [moved]
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "9"}, asked=True), ("A",)).drafts
+    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "9")
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {}, asked=True), ("A",)).drafts
+    assert draft.op is Op.UPSERT
+
+
+def test_a_fresh_row_that_changed_its_key_is_not_asked_for() -> None:
+    """Inserted and renamed before anything was sent: the CRM cannot have it."""
+    (draft,) = decide([replace(ROW, origins=("old",), fresh=True)], {"k": MAPPED}, Facts({}), ("A",)).drafts
+    assert draft.op is Op.UPSERT
+
+
+def test_the_last_key_counts_when_the_crm_is_asked() -> None:
+    """An earlier key may hold another row by now."""
+    row = replace(ROW, origins=("first", "second"), uncertain=True)
+    facts = Facts({}, {"first": "1", "second": "2"}, asked=True)
+    (draft,) = decide([row], {"k": MAPPED}, facts, ("A",)).drafts
+    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "2")
+
+
+@pytest.mark.parametrize(
+    ("fresh", "uncertain", "asks"), [(True, False, False), (False, False, True), (True, True, True)]
+)
+def test_a_delete_of_an_unknown_record(*, fresh: bool, uncertain: bool, asks: bool) -> None:
+    """Nothing is sent for a row that came and went unseen; any other unknown one is looked up first."""
+    row = replace(ROW, deleted=True, fresh=fresh, uncertain=uncertain)
+    plan = decide([row], {}, Facts({}), ("A",))
+    assert (plan.ask, plan.nothing) == (([row], []) if asks else ([], [row]))
+    assert decide([row], {}, Facts({}, {}, asked=True), ("A",)).nothing == [row]
+
+
+def test_no_record_is_made_from_part_of_a_row() -> None:
+    """Unchanged large values are not in the stream: such a row is rejected with the way out, not written with holes."""
+    part = MAPPED._replace(fields={}, absent=("A",))
+    ((_, rejected),) = decide([ROW], {"k": part}, Facts({}), ("A",)).rejected
+    assert (rejected.code, rejected.field) == ("incomplete-row", "A")
+    known = Facts({"k": SAME})
+    assert decide([ROW], {"k": part}, known, ("A",)).nothing == [ROW]
+    ((_, rejected),) = decide([replace(ROW, whole=True)], {"k": part}, known, ("A",)).rejected
+    assert rejected.code == "incomplete-row"
+
+
+def test_a_link_replaces_every_one_that_may_have_been_made() -> None:
+    """After a lost answer two earlier targets may be linked; both are removed, and the link that must be is made."""
+    mapped = MAPPED._replace(links=(WantedLink("companies", "c", "acme"),))
+    known = replace(SAME, links={"companies:c": "1"})
+    facts = Facts({"k": known}, links={("k", "companies:c"): "3"}, sent_links={("k", "companies:c"): frozenset({"2"})})
+    (draft,) = decide([ROW], {"k": mapped}, facts, ("A",)).drafts
+    assert draft.record.links == (Link("companies", "c", "3", ("1", "2")),)
+    assert draft.links == {"companies:c": "3"}
