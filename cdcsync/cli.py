@@ -10,13 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError, StateError
+from cdcsync.errors import (
+    EXIT_BUG,
+    EXIT_NOT_FINE,
+    EXIT_OK,
+    CdcsyncError,
+    SourceError,
+    SourceUnavailableError,
+    StateError,
+)
 
 if TYPE_CHECKING:
     import psycopg
 
     from cdcsync.config import Config
     from cdcsync.status import Snapshot
+    from cdcsync.wal.slot import SlotInfo
 
 T = TypeVar("T")
 
@@ -109,32 +118,20 @@ def status(*, config: ConfigOption = None, json: JsonOption = False) -> None:
 
     snapshot = _snapshot(_load(config))
     typer.echo(dumps(snapshot) if json else to_text(snapshot))
-    raise typer.Exit(EXIT_OK if snapshot.balanced else EXIT_NOT_FINE)
+    raise typer.Exit(EXIT_OK if snapshot.ready else EXIT_NOT_FINE)
 
 
 @app.command()
 def lag(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     """Print one line per CRM: how far it is behind, in bytes, seconds and rows."""
-    import json as json_format
-
-    from cdcsync.status import count, duration, size
+    from cdcsync.status_json import lag_json
+    from cdcsync.status_text import lag_text
 
     snapshot = _snapshot(_load(config))
-    server = snapshot.source.server_lsn
     for lane in snapshot.lanes:
-        behind = None if server is None else max(0, server - lane.applied_lsn)
-        if json:
-            entry = {
-                "crm": lane.name,
-                "bytes": behind,
-                "seconds": round(lane.lag_seconds, 3),
-                "rows": lane.pending,
-                "rejected": lane.rejected,
-            }
-            typer.echo(json_format.dumps({"version": 1, **entry}))
-        else:
-            amount = "unknown bytes" if behind is None else size(behind)
-            typer.echo(f"{lane.name}: {amount}, {duration(lane.lag_seconds)}, {count(lane.pending, 'row')}")
+        typer.echo(lag_json(snapshot.source, lane) if json else lag_text(snapshot.source, lane))
+    if snapshot.source.server_lsn is None:
+        raise SourceUnavailableError(snapshot.source.last_error or "PostgreSQL has not been asked yet")
 
 
 @app.command()
@@ -215,34 +212,25 @@ def demo(
 def slot_show(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     """Show the slot as PostgreSQL has it."""
     import dataclasses
-    import json as json_format
 
-    from cdcsync.wal.slot import show_slot
+    from cdcsync.status_json import fields_json
+    from cdcsync.status_text import fields_text
 
-    loaded = _load(config)
-
-    async def ask() -> dict[str, Any]:
-        async with await _connection(loaded) as connection:
-            return dataclasses.asdict(await show_slot(connection, loaded.postgres.slot))
-
-    info = _run(ask())
-    if json:
-        typer.echo(json_format.dumps({"version": 1, **info}, default=str))
-    else:
-        for name, value in info.items():
-            if value is not None:
-                typer.echo(f"{name}: {_readable(name, value)}")
-    raise typer.Exit(EXIT_OK if info["exists"] else EXIT_NOT_FINE)
+    slot = _run(_slot(_load(config)))
+    fields = dataclasses.asdict(slot)
+    typer.echo(fields_json(fields) if json else fields_text(fields))
+    raise typer.Exit(EXIT_OK if slot.exists else EXIT_NOT_FINE)
 
 
 @slot_app.command("create")
 def slot_create(*, config: ConfigOption = None) -> None:
     """Create the publication and the slot, for the first start to take up."""
+    from cdcsync.logs import set_up
     from cdcsync.service import make_slot
 
     loaded = _load(config)
-    _run(make_slot(loaded))
-    typer.echo(f"slot {loaded.postgres.slot} is made; `cdcsync run` starts from it")
+    made = _run(make_slot(loaded, set_up(loaded.log.level, loaded.log.format)))
+    typer.echo(f"slot {loaded.postgres.slot} {'is made' if made else 'exists'}; `cdcsync run` starts from it")
 
 
 @slot_app.command("drop")
@@ -251,52 +239,48 @@ def slot_drop(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> 
     from cdcsync.service import forget_slot
 
     loaded = _load(config)
-    _confirm(loaded.postgres.slot, confirm, "Dropping the slot loses its place in the stream.")
-    _run(forget_slot(loaded))
-    typer.echo(f"slot {loaded.postgres.slot} is dropped; the next start copies every table anew and sends differences")
+    _confirm(loaded.postgres.slot, confirm, [*_run(_what_is_lost(loaded)), "No slot is made in its place."])
+    dropped = _run(forget_slot(loaded))
+    done = "is dropped" if dropped else "did not exist"
+    typer.echo(f"slot {loaded.postgres.slot} {done}; the next start makes one and copies every table anew")
 
 
 @slot_app.command("reset")
 def slot_reset(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> None:
     """Drop and create the slot anew, and let every table be compared again at the next start."""
+    from cdcsync.logs import set_up
     from cdcsync.service import forget_slot, make_slot
 
     loaded = _load(config)
-    for line in _run(_reset_warning(loaded)):
-        typer.echo(line)
-    _confirm(loaded.postgres.slot, confirm, "The next start reads every mapped table and sends what differs.")
+    _confirm(loaded.postgres.slot, confirm, _run(_what_is_lost(loaded)))
     _run(forget_slot(loaded))
-    _run(make_slot(loaded))
-    typer.echo(f"slot {loaded.postgres.slot} is new; `cdcsync run` goes on from here")
+    _run(make_slot(loaded, set_up(loaded.log.level, loaded.log.format)))
+    typer.echo(
+        f"slot {loaded.postgres.slot} is new; the next `cdcsync run` copies every table anew and goes on from here"
+    )
 
 
-async def _reset_warning(config: Config) -> list[str]:
-    from cdcsync.status import size
+async def _slot(config: Config) -> SlotInfo:
     from cdcsync.wal.slot import show_slot
 
     async with await _connection(config) as connection:
-        info = await show_slot(connection, config.postgres.slot)
+        return await show_slot(connection, config.postgres.slot)
+
+
+async def _what_is_lost(config: Config) -> list[str]:
+    """Say what giving up the slot means. Raises StateError while something reads it."""
+    from cdcsync.status import size
+
+    info = await _slot(config)
     if info.active_pid is not None:
         raise StateError(
             f"slot {config.postgres.slot!r} is in use (server process {info.active_pid})", hint="Stop the daemon first."
         )
-    if not info.exists:
-        return ["There is no slot; a new one is made."]
-    skipped = "an unknown amount" if info.retained_bytes is None else size(info.retained_bytes)
+    unread = "an unknown amount" if info.lag_bytes is None else size(info.lag_bytes)
     return [
-        f"This skips {skipped} of WAL; the copy at the next start makes up for it, rows deleted meanwhile included."
+        f"This skips {unread} of WAL that was not read." if info.exists else "There is no such slot now.",
+        "The next start reads every mapped table and makes up for it, rows deleted meanwhile included.",
     ]
-
-
-def _readable(name: str, value: object) -> object:
-    from cdcsync.model import format_lsn
-    from cdcsync.status import size
-
-    if name.endswith("_lsn") and isinstance(value, int):
-        return format_lsn(value)
-    if isinstance(value, int) and (name.endswith("_bytes") or name == "safe_wal_size"):
-        return size(value)
-    return value
 
 
 def _load(path: Path | None) -> Config:
@@ -306,9 +290,12 @@ def _load(path: Path | None) -> Config:
 
 
 def _snapshot(config: Config) -> Snapshot:
-    from cdcsync.report import SlotWatch, stored_snapshot
+    from cdcsync.report import SlotWatch, ask_daemon, stored_snapshot
     from cdcsync.state import State
 
+    live = ask_daemon(config)
+    if live is not None:
+        return live
     state = State.read(config.state.path)
     watch = SlotWatch(config.postgres)
     _run(watch.look())
@@ -326,7 +313,16 @@ async def _connection(config: Config) -> psycopg.AsyncConnection[Any]:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     import asyncio
 
-    return asyncio.run(work)
+    import psycopg
+
+    try:
+        return asyncio.run(work)
+    except psycopg.OperationalError as error:
+        raise SourceUnavailableError(f"PostgreSQL broke off: {' '.join(str(error).split())}") from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise SourceError(
+            f"PostgreSQL refused: {' '.join(str(error).split())}", hint="`cdcsync check` says which rights are missing."
+        ) from error
 
 
 def _known_mapping(config: Config, mapping: str) -> None:
@@ -335,12 +331,16 @@ def _known_mapping(config: Config, mapping: str) -> None:
         raise typer.BadParameter(f"there is no mapping {mapping!r}; there are: {', '.join(names)}")
 
 
-def _confirm(name: str, given: str | None, warning: str) -> None:
+def _confirm(name: str, given: str | None, warning: list[str]) -> None:
+    for line in warning:
+        typer.echo(line, err=True)
     if given is None:
-        typer.echo(warning, err=True)
-        given = typer.prompt(f"Type the slot's name ({name}) to go on", err=True)
+        typer.echo(f"Type the slot's name ({name}) to go on: ", err=True, nl=False)
+        given = sys.stdin.readline().strip()
+        if not sys.stdin.isatty():
+            typer.echo(err=True)
     if given != name:
-        raise typer.BadParameter(f"{given!r} is not the slot's name ({name})")
+        raise typer.BadParameter(f"{given!r} is not the slot's name ({name}); nothing was done")
 
 
 def _complain(error: CdcsyncError) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import os
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,17 +15,20 @@ import psycopg
 
 from cdcsync import __version__, status
 from cdcsync.config import Config, MapConfig, PostgresConfig
+from cdcsync.entries import BackfillState
 from cdcsync.errors import CdcsyncError
 from cdcsync.lane import Lane
 from cdcsync.model import Lsn
 from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
-from cdcsync.state import BackfillState, State
+from cdcsync.state import State
+from cdcsync.status_json import from_json
 from cdcsync.wal.connect import connect
 from cdcsync.wal.slot import SlotInfo, show_slot
 from cdcsync.wal.source import Source
 
 WATCH_SECONDS = 5.0
+ASK_SECONDS = 3.0
 
 
 @dataclass(slots=True)
@@ -50,7 +55,7 @@ class SlotWatch:
                 self.error = None
         except (psycopg.Error, CdcsyncError) as error:
             self.info = self.server_lsn = None
-            self.error = str(error)
+            self.error = " ".join((error.message if isinstance(error, CdcsyncError) else str(error)).split())
 
     async def current_lsn(self) -> int:
         """Return the server's present position. Raises SourceUnavailableError."""
@@ -91,11 +96,26 @@ def live_snapshot(
     )
 
 
+def ask_daemon(config: Config) -> status.Snapshot | None:
+    """Ask the running daemon of this config for its snapshot, by its status page; None if none answers. Blocks."""
+    if config.status.listen is None:
+        return None
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"http://{config.status.listen}/status.json", timeout=ASK_SECONDS) as answer:
+            snapshot = from_json(json.load(answer))
+    except (OSError, ValueError, TypeError, AttributeError):  # nobody, a stranger, or a daemon of another version
+        return None
+    mine = (config.postgres.slot, {entry.name for entry in config.maps})
+    return snapshot if (snapshot.source.slot, {entry.name for entry in snapshot.maps}) == mine else None
+
+
 def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
     """Describe what the state file holds, with the slot as PostgreSQL shows it; the daemon may be down."""
     checkpoint = state.checkpoint()
     pending, oldest, reasons = state.pending(), state.oldest(), state.reject_reasons()
     paused = state.paused()
+    connected = watch.info is not None and watch.info.active_pid is not None
     lanes = []
     maps = []
     for name, crm in config.crm.items():
@@ -107,7 +127,7 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
             status.LaneStatus(
                 name=name,
                 kind=crm.kind,
-                state="paused" if mine and all(entry.name in paused for entry in mine) else "running",
+                state=_stored_state([entry.name in paused for entry in mine], connected=connected),
                 applied_lsn=Lsn(min([lsn - 1 for lsn, _ in first] + [checkpoint.durable_lsn])),
                 lag_seconds=max([time.time() - since for _, since in first], default=0.0),
                 pending=sum(pending.get(entry.name, 0) for entry in mine),
@@ -116,7 +136,6 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
             )
         )
         maps += [_stored_map(entry, state, pending, reasons, counters) for entry in mine]
-    connected = watch.info is not None and watch.info.active_pid is not None
     return status.Snapshot(
         version=__version__,
         generated=dt.datetime.now(dt.UTC),
@@ -143,6 +162,13 @@ def _source(
         wal_status=info.wal_status if info is not None else None,
         last_error=error,
     )
+
+
+def _stored_state(paused: Sequence[bool], *, connected: bool) -> status.LaneState:
+    """Say what a lane does, from outside: where nothing reads the slot, nothing is sent for long."""
+    if not connected:
+        return "stopped"
+    return "paused" if paused and all(paused) else "running"
 
 
 def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> status.LaneStatus:
@@ -187,6 +213,7 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
         pending=len(route.backlog),
         rejected=len(route.backlog.parked),
         applied=route.applied,
+        paused=route.paused,
         backfill=_backfill(route.backfill, wanted=route.config.backfill, live=route.name in pipeline.copies),
         rejects=tuple(
             status.RejectGroup(code=code, field=field, rows=rows)
@@ -215,6 +242,7 @@ def _stored_map(
         pending=pending.get(entry.name, 0),
         rejected=sum(group.rows for group in groups),
         applied=counters.get(f"applied:{entry.name}", 0),
+        paused=state.paused().get(entry.name),
         backfill=_backfill(state.backfill(entry.name), wanted=entry.backfill, live=False),
         rejects=groups,
     )

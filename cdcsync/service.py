@@ -21,6 +21,7 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
+from cdcsync.entries import Identity
 from cdcsync.errors import CdcsyncError, StateError
 from cdcsync.lane import Lane
 from cdcsync.model import format_lsn
@@ -29,7 +30,7 @@ from cdcsync.page import serve as serve_page
 from cdcsync.pipeline import Pipeline
 from cdcsync.report import SlotWatch, live_snapshot
 from cdcsync.route import Route
-from cdcsync.state import Identity, State
+from cdcsync.state import State
 from cdcsync.wal import catalog, slot
 from cdcsync.wal.connect import connect
 from cdcsync.wal.publication import ensure_publication
@@ -86,6 +87,9 @@ class Service:
             }
         for name, route in routes.items():
             route.mapper(relations[name])  # a mapping that does not fit its table fails here, not at its first row
+        for name, reason in pipeline.state.paused().items():
+            if name in routes:
+                routes[name].paused = reason
         for name, crm in config.crm.items():
             mine = [route for route in routes.values() if route.config.crm == name]
             if mine:
@@ -244,26 +248,43 @@ async def _first_start(
     return identity
 
 
-async def make_slot(config: Config) -> None:
-    """Make publication and slot for the first start to take up (``cdcsync slot create``), whatever ``create`` says."""
-    state = State.open(config.state.path)
-    try:
-        allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
-        await prepare(allowed, state, structlog.get_logger())
-    finally:
-        state.close()
+async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) -> bool:
+    """Make publication and slot for the first start to take up (``cdcsync slot create``), whatever ``create`` says.
 
-
-async def forget_slot(config: Config) -> None:
-    """Drop the slot, and let the next start copy every table anew. Refused while the daemon runs."""
+    Returns whether there was no slot before. Raises as ``prepare``.
+    """
+    name = config.postgres.slot
     state = State.open(config.state.path)
     try:
         async with await connect(config.postgres.dsn) as connection:
-            if (await slot.show_slot(connection, config.postgres.slot)).exists:
+            existed = (await slot.show_slot(connection, name)).exists
+        if not existed and state.identity() is not None:
+            raise StateError(
+                f"the state file {state.path} has a position in slot {name!r}, which is gone",
+                hint="`cdcsync slot reset` makes a new one; the next start then copies every table anew.",
+            )
+        allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
+        await prepare(allowed, state, log)
+    finally:
+        state.close()
+    return not existed
+
+
+async def forget_slot(config: Config) -> bool:
+    """Drop the slot, and let the next start copy every table anew. Refused while the daemon runs.
+
+    Returns whether there was a slot.
+    """
+    state = State.open(config.state.path)
+    try:
+        async with await connect(config.postgres.dsn) as connection:
+            existed = (await slot.show_slot(connection, config.postgres.slot)).exists
+            if existed:
                 await slot.drop_slot(connection, config.postgres.slot)
         state.unbind()
     finally:
         state.close()
+    return existed
 
 
 def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limiter:

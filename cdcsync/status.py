@@ -9,6 +9,7 @@ Lag is in seconds of commit time, sizes in bytes, LSNs are numbers inside and te
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -40,6 +41,14 @@ class SourceStatus:
     def lag_bytes(self) -> int | None:
         """WAL that the server has written and we have not made durable."""
         return None if self.server_lsn is None else max(0, self.server_lsn - self.durable_lsn)
+
+    def bytes_behind(self, lane: LaneStatus) -> int | None:
+        """WAL that the server has written and a lane has not settled, that of other databases included."""
+        return None if self.server_lsn is None else max(0, self.server_lsn - lane.applied_lsn)
+
+    def seconds_behind(self, lane: LaneStatus) -> float | None:
+        """Age of a lane's oldest unsettled commit; None where there may be older ones that nobody has read."""
+        return lane.lag_seconds if self.connected or self.lag_bytes == 0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +162,7 @@ class RejectGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapStatus:
-    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name."""
+    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name; ``paused`` says why it is."""
 
     name: str
     table: str
@@ -162,6 +171,7 @@ class MapStatus:
     pending: int = 0
     rejected: int = 0
     applied: int = 0
+    paused: str | None = None
     backfill: Backfill = Backfill()
     rejects: tuple[RejectGroup, ...] = ()
 
@@ -195,8 +205,8 @@ class Snapshot:
 
     @property
     def in_step(self) -> bool:
-        """Whether Postgres is connected, every CRM is in step and no first copy is under way."""
-        copied = all(entry.backfill.state in ("none", "done") for entry in self.maps)
+        """Whether Postgres is connected, every CRM is in step, no first copy is under way and no mapping paused."""
+        copied = all(entry.backfill.state in ("none", "done") and entry.paused is None for entry in self.maps)
         return self.source.connected and copied and all(lane.in_step for lane in self.lanes)
 
     @property
@@ -217,10 +227,15 @@ def _headline(snapshot: Snapshot) -> str:
         if not lane.balanced:
             return f"The books of {lane.name} do not balance: {count(abs(lane.missing), 'change')} unaccounted for"
     if not snapshot.source.connected:
-        return "Postgres is not connected"
+        seen = snapshot.pid is None and snapshot.source.server_lsn is not None
+        return "The daemon is down: nothing reads its slot" if seen else "Postgres is not connected"
     halted = [lane for lane in snapshot.lanes if lane.state != "running"]
     if halted:
         return "; ".join(_halted(lane) for lane in halted)
+    paused = [entry for entry in snapshot.maps if entry.paused is not None]
+    if paused:
+        verb = "is" if len(paused) == 1 else "are"
+        return f"{', '.join(entry.name for entry in paused)} {verb} paused, {_waiting(paused)}"
     copying = [entry for entry in snapshot.maps if entry.backfill.state == "copying"]
     if copying:
         return "Copying " + ", ".join(_copying(entry) for entry in copying)
@@ -235,6 +250,10 @@ def _headline(snapshot: Snapshot) -> str:
 def _halted(lane: LaneStatus) -> str:
     waiting = f", {count(lane.pending, 'row')} waiting" if lane.pending else ""
     return f"{lane.name} is {lane.state}{waiting}"
+
+
+def _waiting(paused: Sequence[MapStatus]) -> str:
+    return f"{count(sum(entry.pending for entry in paused), 'row')} waiting"
 
 
 def _copying(entry: MapStatus) -> str:

@@ -12,6 +12,7 @@ import datetime as dt
 import functools
 import json
 import types
+from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cdcsync.model import Lsn, format_lsn, parse_lsn
@@ -40,6 +41,29 @@ def from_json(document: dict[str, Any]) -> Snapshot:
 def dumps(snapshot: Snapshot) -> str:
     """Print a snapshot as an indented JSON document."""
     return json.dumps(to_json(snapshot), indent=2, ensure_ascii=False)
+
+
+def lag_json(source: SourceStatus, lane: LaneStatus) -> str:
+    """Print one CRM's lag as a line of JSON."""
+    seconds = source.seconds_behind(lane)
+    entry = {
+        "format": FORMAT,
+        "crm": lane.name,
+        "bytes": source.bytes_behind(lane),
+        "seconds": None if seconds is None else round(seconds, 3),
+        "rows": lane.pending,
+        "rejected": lane.rejected,
+    }
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def fields_json(fields: Mapping[str, Any]) -> str:
+    """Print a flat record as a line of JSON; what is called ``…_lsn`` is an LSN."""
+    values = {
+        name: format_lsn(value) if name.endswith("_lsn") and value is not None else _encode(value)
+        for name, value in fields.items()
+    }
+    return json.dumps({"format": FORMAT, **values}, ensure_ascii=False)
 
 
 def _encode(value: Any) -> Any:

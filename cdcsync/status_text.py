@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from cdcsync.model import format_lsn
-from cdcsync.status import LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, duration, size
+from cdcsync.status import LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, count, duration, size
 
 
 def to_text(snapshot: Snapshot) -> str:
@@ -13,10 +13,39 @@ def to_text(snapshot: Snapshot) -> str:
     parts = [snapshot.sentence, "", _source(snapshot.source), "", table(LANE_HEADER, map(_lane, snapshot.lanes))]
     parts += _notes(snapshot.lanes)
     parts += ["", table(MAP_HEADER, map(_map, snapshot.maps))]
+    parts += [f"  {entry.name} is paused: {entry.paused}" for entry in snapshot.maps if entry.paused is not None]
     rejects = [row for entry in snapshot.maps for row in _rejects(entry)]
     if rejects:
         parts += ["", table(REJECT_HEADER, rejects)]
     return "\n".join(parts)
+
+
+def lag_text(source: SourceStatus, lane: LaneStatus) -> str:
+    """Say in one line how far a CRM is behind."""
+    behind, seconds = source.bytes_behind(lane), source.seconds_behind(lane)
+    words = [
+        "unknown bytes" if behind is None else size(behind),
+        "unknown time" if seconds is None else duration(seconds),
+        count(lane.pending, "row"),
+    ]
+    if lane.rejected:
+        words.append(f"{lane.rejected:,} rejected")
+    return f"{lane.name}: {', '.join(words)}"
+
+
+def fields_text(fields: Mapping[str, object]) -> str:
+    """Print a flat record, a field per line; what is not known is left out."""
+    return "\n".join(f"{name}: {_field(name, value)}" for name, value in fields.items() if value is not None)
+
+
+def _field(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name.endswith("_lsn"):
+        return format_lsn(value)
+    if isinstance(value, int) and (name.endswith("_bytes") or name == "safe_wal_size"):
+        return size(value)
+    return str(value)
 
 
 LANE_HEADER = (

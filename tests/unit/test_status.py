@@ -116,6 +116,23 @@ class TestSentence:
         gone = SourceStatus(connected=False, slot="s", received_lsn=Lsn(0), durable_lsn=Lsn(0), last_error="refused")
         assert make(source=gone).sentence == "Postgres is not connected."
 
+    def test_a_daemon_that_is_down_is_not_a_lost_source(self) -> None:
+        """Where Postgres answers and nothing reads the slot, it is the daemon that is missing; lag in time is unknown."""
+        unread = dataclasses.replace(make().source, connected=False)
+        snapshot = make(source=unread)
+        assert snapshot.sentence == "The daemon is down: nothing reads its slot."
+        assert make(source=unread, pid=7).sentence == "Postgres is not connected."
+        assert unread.seconds_behind(SALESFORCE) is None
+        assert make().source.seconds_behind(SALESFORCE) == 1.23
+        assert unread.bytes_behind(SALESFORCE) == 0x160
+
+    def test_a_paused_mapping_is_named(self) -> None:
+        """A pause is never in step, and says what waits."""
+        snapshot = make(maps=(dataclasses.replace(CONTACTS, paused="by hand"),))
+        assert snapshot.sentence == "customers is paused, 7 rows waiting."
+        assert not snapshot.in_step
+        assert "customers is paused: by hand" in to_text(snapshot)
+
     def test_a_lost_balance_outweighs_all(self) -> None:
         """Books that do not balance are an alarm before anything else."""
         lost = dataclasses.replace(SALESFORCE, pending=6, state="stopped")
