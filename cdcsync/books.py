@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cdcsync.state import Known, Reject, Tick
+from cdcsync.entries import Known, Reject, Tick
 
 
 @dataclass(slots=True)

@@ -19,11 +19,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cdcsync.apply.base import BulkDestination
+from cdcsync.entries import Job, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
 from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome, Rejected
 from cdcsync.plan import Draft, asks_for, map_rows, redraft
 from cdcsync.route import Route
-from cdcsync.state import Job, Tick
 
 if TYPE_CHECKING:
     from cdcsync.lane import Lane  # a lane owns its jobs; here only for its type

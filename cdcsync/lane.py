@@ -28,6 +28,7 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
 from cdcsync.coalesce import Event, PendingRow, over
+from cdcsync.entries import Known, Reject, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError
 from cdcsync.jobs import JobRunner
 from cdcsync.mappers.compile import Mapped
@@ -35,7 +36,7 @@ from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position,
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
 from cdcsync.route import Route
 from cdcsync.spill import Spill
-from cdcsync.state import Known, Reject, State, Tick
+from cdcsync.state import State
 from cdcsync.status import LaneState
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import structlog
 
 from cdcsync.coalesce import Event, complete_from_old
+from cdcsync.entries import BackfillState, Tick
 from cdcsync.lane import Lane
 from cdcsync.model import (
     ABSENT,
@@ -33,7 +34,7 @@ from cdcsync.model import (
     Truncate,
 )
 from cdcsync.route import Route
-from cdcsync.state import BackfillState, State, Tick
+from cdcsync.state import State
 from cdcsync.wal.decode import split_tuple
 from cdcsync.wal.snapshot import Backfill, Connect, Cursor
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from cdcsync.coalesce import PendingRow
+from cdcsync.entries import Known
 from cdcsync.errors import RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import Link, Op, Record, Rejected, Relation
-from cdcsync.state import Known
 
 T = TypeVar("T")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 from cdcsync.backlog import Backlog
 from cdcsync.config import MapConfig
+from cdcsync.entries import BackfillState
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
-from cdcsync.state import BackfillState
 
 
 @dataclass(slots=True, eq=False)

@@ -15,12 +15,12 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
+from cdcsync.entries import BackfillState, Checkpoint, Identity, Job, Known, Reject, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 
@@ -68,84 +68,6 @@ _MIGRATIONS: dict[int, str] = {}
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
 _LOOKUP_CHUNK = 500
-
-
-class Identity(NamedTuple):
-    """What the checkpoint is bound to: a stream position means nothing to another cluster, database or slot."""
-
-    system_id: str
-    database: str
-    slot: str
-    consistent_point: int
-
-
-class Checkpoint(NamedTuple):
-    """Where the stream goes on: ``durable_lsn`` may be confirmed; changes up to ``position`` are in the file."""
-
-    durable_lsn: int
-    position: Position
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What the ledger knows of a record: its CRM id, and what was last applied (a hash per field, links by type)."""
-
-    crm_id: str | None
-    fields: tuple[str, ...]
-    hashes: bytes
-    links: dict[str, str]
-    position: Position
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A parked row and the reason, in the CRM's words. ``at`` is the Unix time of the refusal."""
-
-    row: PendingRow
-    code: str
-    field: str | None
-    message: str
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A bulk job as written down. ``digest`` identifies the mapping as it was when the job was planned."""
-
-    id: int
-    mapping: str
-    op: Op
-    state: JobState
-    crm_job: str | None
-    planned: float
-    records: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class BackfillState:
-    """How far a mapping's first copy is; ``cursor`` is the last key copied, as texts of the key columns."""
-
-    cursor: tuple[str, ...] | None = None
-    rows: int = 0
-    estimate: int = 0
-    done: bool = False
-
-
-@dataclass(slots=True)
-class Tick:
-    """What became known since the last tick; None as a value means: delete the entry."""
-
-    durable_lsn: int
-    position: Position
-    journal: list[tuple[str, str, int, PendingRow | None]] = field(default_factory=list)  # mapping, key, job
-    ledger: list[tuple[str, str, Known | None]] = field(default_factory=list)
-    rejects: list[tuple[str, str, Reject | None]] = field(default_factory=list)
-    jobs: list[tuple[int, Job | None]] = field(default_factory=list)
-    counters: list[tuple[str, str, int]] = field(default_factory=list)  # lane, name, value
-    backfills: list[tuple[str, BackfillState]] = field(default_factory=list)
-    linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
 
 
 class State:

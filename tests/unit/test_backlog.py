@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from cdcsync.backlog import COLD, IN_BATCH, WAITING, Backlog
 from cdcsync.coalesce import Event, PendingRow
+from cdcsync.entries import Known
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import ABSENT, Change, ChangeKind, Column, Op, Position, Relation, Value
 from cdcsync.plan import Draft, Facts, asks_for, decide
-from cdcsync.state import Known
 from cdcsync.wal.decode import join_tuple, split_tuple
 
 RELATION = Relation(

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from cdcsync.coalesce import PendingRow
+from cdcsync.entries import Known
 from cdcsync.mappers.compile import Mapped, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import START, Column, Link, Op, Relation
 from cdcsync.plan import Facts, decide
-from cdcsync.state import Known
 
 RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
 ROW = PendingRow("k", RELATION, b"", deleted=False, fresh=False, first=START, last=START, since=0.0, latest=0.0)

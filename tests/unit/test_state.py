@@ -9,9 +9,10 @@ import pytest
 
 from cdcsync.backlog import IN_BATCH, WAITING
 from cdcsync.coalesce import PendingRow
+from cdcsync.entries import BackfillState, Identity, Job, Known, Reject, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import Column, JobState, Op, Position, Relation
-from cdcsync.state import SCHEMA_VERSION, BackfillState, Identity, Job, Known, Reject, State, Tick
+from cdcsync.state import SCHEMA_VERSION, State
 
 RELATION = Relation(7, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
 
