@@ -117,7 +117,7 @@ class TestSentence:
         assert make(source=gone).sentence == "Postgres is not connected."
 
     def test_a_daemon_that_is_down_is_not_a_lost_source(self) -> None:
-        """Where Postgres answers and nothing reads the slot, it is the daemon that is missing; lag in time is unknown."""
+        """Where Postgres answers and nothing reads the slot, the daemon is missing; lag in time is unknown."""
         unread = dataclasses.replace(make().source, connected=False)
         snapshot = make(source=unread)
         assert snapshot.sentence == "The daemon is down: nothing reads its slot."
