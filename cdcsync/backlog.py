@@ -76,6 +76,16 @@ class Backlog:
         return len(self.fold.waiting) + len(self.in_flight) + len(self.cold)
 
     @property
+    def keys(self) -> set[str]:
+        """Keys of the rows that are not settled, and of those that are parked."""
+        return {*self.fold.waiting, *self.in_flight, *self.cold, *self.parked}
+
+    @property
+    def moving(self) -> int:
+        """Rows that wait for nothing but their turn, or are in flight."""
+        return len(self.ready) + len(self.in_flight)
+
+    @property
     def size(self) -> int:
         """Bytes of memory that the rows take, roughly."""
         return self.fold.size + len(self.cold) * COLD_BYTES

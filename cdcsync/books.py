@@ -34,6 +34,7 @@ class Books:
         ids = self.sent_links.setdefault((mapping, key), {}).setdefault(slot, set())
         new = crm_id not in ids
         ids.add(crm_id)
+        self.linked.discard((mapping, key))  # else the next tick would drop this note with those that were settled
         return new
 
     def links_settled(self, mapping: str, key: str) -> None:

@@ -85,3 +85,4 @@ class Tick:
     counters: list[tuple[str, str, int]] = field(default_factory=list)  # lane, name, value
     backfills: list[tuple[str, BackfillState]] = field(default_factory=list)
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
+    pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time

@@ -135,6 +135,8 @@ class Lane:
     def feed(self, route: Route, event: Event) -> None:
         """Take one change in."""
         route.backlog.feed(event, time.monotonic(), uncertain=event.position <= self._replay)
+        if event.old_key is not None and event.old_key != event.key:
+            self._pass_waiters(route, event.old_key, event.key)
         self.nudge()
 
     def nudge(self) -> None:
@@ -577,6 +579,8 @@ class Lane:
             if isinstance(outcome, Applied):
                 self._applied(route, draft, outcome)
             elif isinstance(outcome, Rejected):
+                # Associations are requests of their own: the record may have been written, and only they refused.
+                draft.row.uncertain = draft.row.uncertain or bool(draft.record.links)
                 self._park(route, draft.row, outcome)
             elif isinstance(outcome, Retry):
                 self._again(route, draft.row, outcome)
@@ -613,11 +617,9 @@ class Lane:
         self._wake_children(route, row)
 
     def _wake_children(self, route: Route, row: PendingRow) -> None:
-        now = time.monotonic()
+        self._wake_waiters(route, row)
         orphans: set[tuple[str, str]] = set()
         for key in row.keys:
-            for name, child in self._waiters.pop((route.name, key), ()):
-                self._by_name[name].backlog.wake(child, now)
             orphans |= self._orphans.pop((route.name, key), set())
         if orphans:
             self.jobs.spawn(self._adopt_orphans(orphans))
@@ -631,15 +633,23 @@ class Lane:
         self.books.rejects[route.name, row.key] = Reject(row, reason.code, reason.field, reason.message, time.time())
         route.reasons[reason.code, reason.field] += 1
         backlog.park(row, time.monotonic())
-        self._wake_children_of_parked(route, row)
+        self._wake_waiters(route, row)
         self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
 
-    def _wake_children_of_parked(self, route: Route, row: PendingRow) -> None:
-        for name, child in self._waiters.pop((route.name, row.key), ()):
-            self._by_name[name].backlog.wake(child, time.monotonic())
+    def _wake_waiters(self, route: Route, row: PendingRow) -> None:
+        for key in row.keys:
+            for name, child in self._waiters.pop((route.name, key), ()):
+                self._by_name[name].backlog.wake(child, time.monotonic())
+
+    def _pass_waiters(self, route: Route, old_key: str, key: str) -> None:
+        """Let the children that wait for a key wait for the row that has left it: nothing else may ever wake them."""
+        waiting = self._waiters.pop((route.name, old_key), None)
+        if waiting is not None:
+            self._waiters.setdefault((route.name, key), set()).update(waiting)
 
     def _again(self, route: Route, row: PendingRow, reason: Retry) -> None:
         self.books.counters["retries"] += 1
+        row.uncertain = True  # a CRM may have written a record about which its answer says nothing
         key = route.backlog.give_back(row, time.monotonic(), hold=f"{reason.code}: will be sent again")
         delay = ROW_RETRY * random.uniform(0.5, 1.5)  # noqa: S311 — spreads retries
         asyncio.get_running_loop().call_later(delay, self._retry_row, route, key)
@@ -653,13 +663,15 @@ class Lane:
         self.log.warning("record gone", map=route.name, message=outcome.message)
         for origin in row.origins:
             self.books.ledger[route.name, origin] = None
+            self._pass_waiters(route, origin, row.key)
         route.backlog.refit(row, _without_origins, time.monotonic())
         route.backlog.give_back(row, time.monotonic())
 
     def _drop_deletes(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
         for row in rows:
-            if row.deleted:
-                self._suppress(route, row)
+            if row.deleted:  # the ledger stays as it is, and so does the record
+                self.books.counters["suppressed"] += 1
+                self._settled(route, row)
         return [row for row in rows if not row.deleted]
 
     def give_back(self, route: Route, rows: Iterable[PendingRow], *, uncertain: bool, job: int = IN_BATCH) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from operator import methodcaller
 from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
@@ -114,12 +113,14 @@ class Pipeline:
     _file_size: int = 0
     _unwritten_backfills: dict[str, BackfillState] = field(default_factory=dict)
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
-    _pauses: list[Route] = field(default_factory=list)
+    _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Pauses that are not written down yet: mapping → reason, Unix time."""
     _out_of_balance: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         checkpoint = self.state.checkpoint()
-        self.position = checkpoint.position
+        # A slot that is new has no last change; all that ended before its start counts as fed.
+        self.position = max(checkpoint.position, Position(checkpoint.durable_lsn, 0))
         self.received_lsn = self.durable_lsn = checkpoint.durable_lsn
         self._jobs = max((job.id for job in self.state.jobs()), default=0)
 
@@ -183,6 +184,8 @@ class Pipeline:
                 copy.backfill.note(str(touched), self._transaction.xid, partial=partial)
                 if copy.seen is not None:
                     copy.seen.add(str(touched))
+        if key is None and old_key is not None:  # the row has lost its key: to the CRM it is gone
+            change, key = Change(ChangeKind.DELETE, change.relation, None, change.old), old_key
         if key is None:
             self.log.warning("row without a key", map=route.name, table=change.relation.table)
             return
@@ -201,7 +204,7 @@ class Pipeline:
                     copy.backfill.note_truncate(self._transaction.xid)
                 if route.config.on_truncate == "pause":
                     route.paused = f"{relation.table} was truncated; the CRM still holds its records"
-                    self._pauses.append(route)
+                    self._pauses[route.name] = route.paused, time.time()
                 self.log.warning("table truncated", map=route.name, policy=route.config.on_truncate)
 
     def _advance(self, position: Position, lsn: int) -> None:
@@ -218,7 +221,8 @@ class Pipeline:
         if self.reader is None:
             return
         share = max(sum(lane.size for lane in self.lanes) / self.max_memory, self._file_size / self.max_journal)
-        if not self._full and share > 1:
+        # A lane that has yet to catch up sends nothing, and can only do so by reading.
+        if not self._full and share > 1 and all(lane.caught_up for lane in self.lanes):
             self._full = True
             self.reader.pause()
             self.log.warning("reading paused: pending rows fill the budget", state_file=self._file_size)
@@ -231,10 +235,13 @@ class Pipeline:
 
     def plan_copies(self, make: Callable[[Route], Backfill]) -> None:
         """Make the backfills that are still to be done; before the stream starts, so that they miss nothing of it."""
+        for name in self.state.retire([route.name for lane in self.lanes for route in lane.routes]):
+            self.log.info("mapping not configured any more", map=name)
         for lane in self.lanes:
             for route in lane.routes:
-                if not route.copied:
-                    seen: set[str] | None = set() if self.state.sweeping(route.name) else None
+                sweeping = route.config.backfill and self.state.sweeping(route.name)
+                if sweeping or not route.copied:
+                    seen: set[str] | None = set() if sweeping else None
                     self.copies[route.name] = Copy(lane, route, make(route), seen)
 
     async def copy(self, lane: Lane, connect: Connect) -> None:
@@ -245,22 +252,27 @@ class Pipeline:
             await copy.backfill.run(
                 connect,
                 reached=self.reached,
-                room=partial(self._room, lane),
+                room=partial(self._room, copy),
                 emit=partial(self._emit, copy),
                 key_of=copy.key_of,
                 cursor=Cursor(stored.cursor, stored.rows, stored.estimate),
             )
-            del self.copies[route.name]
             if copy.seen is not None:
                 await self._sweep(copy, copy.seen)
+            del self.copies[route.name]
             self.log.info("backfill done", map=route.name, rows=copy.backfill.rows)
             lane.copied(route)
 
     async def _sweep(self, copy: Copy, seen: set[str]) -> None:
-        """Delete the records of rows that went away while nobody listened: known to the ledger, met by nobody."""
-        name, relation = copy.route.name, copy.backfill.relation
-        known = await self.on_file(lambda state: state.ledger_keys(name))
-        gone = [key for key in known if key not in seen and not copy.route.backlog.knows(key)]
+        """Delete the records of rows that went away while nobody listened.
+
+        They are known to the ledger, or wait or are parked since before; neither the copy nor the stream met them.
+        """
+        name, relation, backlog = copy.route.name, copy.backfill.relation, copy.route.backlog
+        ledger = set(await self.on_file(lambda state: state.ledger_keys(name)))
+        ledger.update(key for (mapping, key), known in copy.lane.books.ledger.items() if mapping == name and known)
+        unsettled = backlog.keys
+        gone = [key for key in ledger | unsettled if key not in seen and (key in unsettled or not backlog.knows(key))]
         now = time.time()
         for key in gone:
             change = Change(ChangeKind.DELETE, relation, None)
@@ -281,8 +293,11 @@ class Pipeline:
                     await future
             self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
 
-    async def _room(self, lane: Lane) -> None:
-        while lane.pending > COPY_ROOM or self._full:  # noqa: ASYNC110 — sinks with every answer; no event says more
+    async def _room(self, copy: Copy) -> None:
+        """Wait until few rows can go; those that are held may wait for the very rows that are still to be copied."""
+        counted = [route.backlog for route in copy.lane.routes if route is copy.route or not route.paused]
+        # Sinks with every answer; no event says more.
+        while self._full or sum(backlog.moving for backlog in counted) > COPY_ROOM:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
     def _emit(self, copy: Copy, rows: list[bytes], cursor: Cursor) -> None:
@@ -335,7 +350,10 @@ class Pipeline:
                 lane.collect(tick)
             tick.backfills.extend(self._unwritten_backfills.items())
             self._unwritten_backfills = {}
+            tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
             await self.on_file(lambda state: state.write(tick))
+            for name, *_ in tick.pauses:
+                del self._pauses[name]
             for lane in self.lanes:
                 lane.books.written(tick)
             self.durable_lsn = tick.durable_lsn
@@ -344,16 +362,15 @@ class Pipeline:
 
     @property
     def _dirty(self) -> bool:
-        return bool(self._unwritten_backfills) or any(lane.dirty for lane in self.lanes)
+        return bool(self._unwritten_backfills or self._pauses) or any(lane.dirty for lane in self.lanes)
 
     async def _apply_pauses(self) -> None:
-        """Write new pauses down, and follow those that commands have set or lifted."""
-        for route in self._pauses:
-            await self.on_file(methodcaller("pause", route.name, route.paused or "", time.time()))
-        self._pauses.clear()
+        """Follow the pauses that commands have set or lifted."""
         paused = await self.on_file(lambda state: state.paused())
         for lane in self.lanes:
             for route in lane.routes:
+                if route.name in self._pauses:
+                    continue
                 if route.paused and route.name not in paused:
                     lane.nudge()
                 route.paused = paused.get(route.name)
@@ -366,6 +383,5 @@ class Pipeline:
                 self.log.error("the books do not balance", crm=lane.name, unaccounted=missing)
 
     def close(self) -> None:
-        """Close the state file."""
-        self._file_thread.shutdown(wait=True)
-        self.state.close()
+        """Wait until the file's thread has ended: only then may the state file be closed."""
+        self._file_thread.shutdown(wait=True, cancel_futures=True)

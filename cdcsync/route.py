@@ -52,8 +52,9 @@ class Route:
 
     def mapper(self, relation: Relation) -> RowMapper:
         """Return the mapper for a table shape. Raises ConfigError where the mapping does not fit it."""
-        if self._recent is not None and self._recent[0] is relation:
-            return self._recent[1]
+        recent = self._recent  # read once: a lane maps large batches in a thread of its own
+        if recent is not None and recent[0] is relation:
+            return recent[1]
         mapper = self._mappers.get(relation)
         if mapper is None:
             mapper = self._mappers[relation] = compile_mapper(self.config, relation, self.types)

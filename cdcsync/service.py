@@ -66,7 +66,10 @@ class Service:
         try:
             identity = await prepare(self.config, state, self.log)
             pipeline = Pipeline(state, self.config.batch.max_memory, self.config.state.max_journal, self.log)
-            await self._run(pipeline, identity)
+            try:
+                await self._run(pipeline, identity)
+            finally:
+                pipeline.close()
         finally:
             state.close()
 

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,6 +171,19 @@ class State:
             for name in names:
                 self._set_meta(f"sweep:{name}", "1")
 
+    def retire(self, configured: Collection[str]) -> list[str]:
+        """Note which mappings are not configured now: when one is again, its table is copied and swept anew.
+
+        What changed meanwhile was not seen. Returns the mappings that were configured before.
+        """
+        with self._transaction():
+            copied = self._db.execute("SELECT id, name FROM mapping WHERE id IN (SELECT mapping FROM backfill)")
+            retired = [(number, name) for number, name in copied.fetchall() if name not in configured]
+            for number, name in retired:
+                self._db.execute("DELETE FROM backfill WHERE mapping = ?", (number,))
+                self._set_meta(f"sweep:{name}", "1")
+        return [name for _, name in retired]
+
     def sweeping(self, mapping: str) -> bool:
         """Whether the copy under way has to end with deleting the records whose rows it did not see."""
         return self._meta(f"sweep:{mapping}") is not None
@@ -226,14 +239,8 @@ class State:
 
     def write(self, tick: Tick) -> None:
         """Write a tick, whole or not at all; it is on disk when this returns. Raises StateError (disk full, …)."""
-        try:
-            with self._transaction():
-                self._write(tick)
-        except sqlite3.Error as error:
-            raise StateError(
-                f"cannot write the state file {self.path}: {error}",
-                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
-            ) from error
+        with self._transaction():
+            self._write(tick)
 
     def _write(self, tick: Tick) -> None:
         execute = self._db.executemany
@@ -298,6 +305,7 @@ class State:
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],
         )
+        execute("INSERT OR IGNORE INTO pause VALUES (?,?,?)", tick.pauses)
         self._set_meta("durable_lsn", str(tick.durable_lsn))
         self._set_meta("position", json.dumps(list(tick.position)))
 
@@ -466,18 +474,24 @@ class State:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """Write whole or not at all. Raises StateError (disk full, locked by another process for long, …)."""
         try:
+            self._db.execute("BEGIN IMMEDIATE")
             yield
-        except BaseException:
+            self._db.execute("COMMIT")
+        except BaseException as error:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             # Ids given out in this transaction are gone with it.
             self._mapping_ids.clear()
             self._relation_ids.clear()
             self._shape_ids.clear()
-            raise
-        self._db.execute("COMMIT")
+            if not isinstance(error, sqlite3.Error):
+                raise
+            raise StateError(
+                f"cannot write the state file {self.path}: {error}",
+                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
+            ) from error
 
     def _meta(self, key: str) -> str | None:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()

@@ -1,0 +1,429 @@
+"""Pipeline and lane together, on a real state file, with a small CRM in memory behind the adapters' interface."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from cdcsync.apply.base import Finding, Limits, Wanted
+from cdcsync.apply.limiter import Limiter
+from cdcsync.apply.rate import RateController
+from cdcsync.config import MapConfig
+from cdcsync.entries import BackfillState, Known
+from cdcsync.errors import StateError
+from cdcsync.lane import Lane
+from cdcsync.model import (
+    START,
+    Applied,
+    Batch,
+    Begin,
+    Change,
+    ChangeKind,
+    Column,
+    Commit,
+    Missing,
+    Op,
+    Outcome,
+    Position,
+    Record,
+    Rejected,
+    Relation,
+    Retry,
+    Target,
+    Text,
+    Truncate,
+)
+from cdcsync.pipeline import COPY_ROOM, Pipeline
+from cdcsync.route import Route
+from cdcsync.state import State
+from cdcsync.wal.decode import join_tuple
+from cdcsync.wal.snapshot import Backfill
+from tests.polling import eventually_async
+
+LOG: structlog.typing.FilteringBoundLogger = structlog.get_logger()
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+COMPANIES = Relation(1, "public", "companies", "f", (Column("id", 25, -1, True), Column("name", 25, -1, True)))
+PEOPLE = Relation(
+    2,
+    "public",
+    "people",
+    "f",
+    (Column("id", 25, -1, True), Column("name", 25, -1, True), Column("company", 25, -1, True)),
+)
+
+
+@dataclass(eq=False)
+class MemoryCrm:
+    """Records by object and external key; ``judge`` may refuse a record, before or after it was written."""
+
+    name: str = "crm"
+    limits: Limits = field(default_factory=lambda: Limits(dict.fromkeys(Op, 100), 4))
+    records: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    judge: Callable[[Batch, Record], Outcome | None] = lambda *_: None
+    writes_before_judging: bool = False
+    gate: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self) -> None:
+        self.gate.set()
+
+    def close(self) -> None:
+        pass
+
+    def check(self, wanted: Sequence[Wanted]) -> list[Finding]:
+        raise NotImplementedError
+
+    def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
+        with self.lock:
+            return {key: self.records[target.object, key]["id"] for key in keys if (target.object, key) in self.records}
+
+    def send(self, batch: Batch) -> list[Outcome]:
+        with self.lock:
+            return [self._write(batch, record) for record in batch.records]
+
+    def _write(self, batch: Batch, record: Record) -> Outcome:
+        verdict = self.judge(batch, record)
+        if verdict is not None and not self.writes_before_judging:
+            return verdict
+        name = batch.target.object
+        if batch.op is Op.DELETE:
+            self.records = {at: held for at, held in self.records.items() if held["id"] != record.crm_id}
+            return Applied(record.crm_id)
+        if batch.op is Op.UPDATE:
+            at = next((at for at, held in self.records.items() if held["id"] == record.crm_id), None)
+            if at is None:
+                return Missing("gone")
+            self.records[name, record.key] = {**self.records.pop(at), **record.fields}
+            return verdict or Applied(record.crm_id)
+        created = (name, record.key) not in self.records
+        held = self.records.setdefault((name, record.key), {"id": f"{name}-{record.key}"})
+        held.update(record.fields)
+        return verdict or Applied(held["id"], created=created)
+
+    def keys(self, name: str) -> set[str]:
+        with self.lock:
+            return {key for at, key in self.records if at == name}
+
+
+def companies(**changes: Any) -> MapConfig:
+    """Map the parents."""
+    given = {"name": "companies", "table": "companies", "to": "crm.Account", "key": {"Key": "id"}}
+    return MapConfig.model_validate({**given, "fields": {"Name": "name"}, "backfill": False, **changes})
+
+
+def people(**changes: Any) -> MapConfig:
+    """Map the children."""
+    given = {"name": "people", "table": "people", "to": "crm.Contact", "key": {"Key": "id"}}
+    parent = {"column": "company", "ref": "crm.Account.Key"}
+    fields = {"Name": "name", "Account": parent}
+    return MapConfig.model_validate({**given, "fields": fields, "backfill": False, **changes})
+
+
+@dataclass(eq=False)
+class Bench:
+    """One lane at work. ``commit`` is what the stream would bring."""
+
+    state: State
+    crm: MemoryCrm
+    pipeline: Pipeline
+    lane: Lane
+    lsn: int
+
+    def route(self, name: str) -> Route:
+        return next(route for route in self.lane.routes if route.name == name)
+
+    def commit(self, *changes: Change | Truncate) -> None:
+        self.lsn += 100
+        commit = Commit(self.lsn, self.lsn + 50, NOW)
+        self.pipeline.receive([Begin(self.lsn, NOW, self.lsn), *changes, commit])
+
+    async def settled(self) -> None:
+        await eventually_async(lambda: self.lane.pending == 0)
+        assert self.lane.balance() == 0
+
+
+def values(relation: Relation, *texts: str | None) -> bytes:
+    """Encode a tuple."""
+    encoded: list[Text] = [None if text is None else text.encode() for text in texts]
+    assert len(encoded) == len(relation.columns)
+    return join_tuple(encoded)
+
+
+def insert(relation: Relation, *texts: str | None) -> Change:
+    """Make an insert."""
+    return Change(ChangeKind.INSERT, relation, values(relation, *texts))
+
+
+def update(relation: Relation, old: Sequence[str | None], new: Sequence[str | None]) -> Change:
+    """Make an update with the whole old row."""
+    return Change(ChangeKind.UPDATE, relation, values(relation, *new), values(relation, *old))
+
+
+def delete(relation: Relation, *texts: str | None) -> Change:
+    """Make a delete."""
+    return Change(ChangeKind.DELETE, relation, None, values(relation, *texts))
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[State]:
+    """Open the state file for a while."""
+    state = State.open(path / "state.db")
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+def lane_of(pipeline: Pipeline, crm: MemoryCrm, configs: Sequence[MapConfig]) -> Lane:
+    """Make a lane with routes for these mappings."""
+    limiter = Limiter(asyncio.get_running_loop(), RateController(now=0.0), "crm")
+    routes = [Route(config, {}) for config in configs]
+    return Lane("crm", crm, limiter, routes, pipeline, max_wait=0.0, log=LOG)
+
+
+@contextlib.asynccontextmanager
+async def bench(path: Path, *configs: MapConfig, crm: MemoryCrm | None = None) -> AsyncIterator[Bench]:
+    """Run a lane with these mappings, parents first; what the state file holds is taken up."""
+    with opened(path) as state:
+        pipeline = Pipeline(state, 1 << 28, 1 << 33, LOG)
+        crm = crm or MemoryCrm()
+        lane = lane_of(pipeline, crm, configs)
+        pipeline.add(lane)
+        task = asyncio.create_task(lane.run())
+        try:
+            yield Bench(state, crm, pipeline, lane, 1000 + pipeline.received_lsn)
+        finally:
+            lane.stop()
+            await task
+            await pipeline.tick()
+            pipeline.close()
+
+
+def run(work: Callable[[], Any]) -> None:
+    """Run a test's coroutine."""
+    asyncio.run(work())
+
+
+def test_a_row_that_loses_its_key_is_deleted(tmp_path: Path) -> None:
+    """A key that becomes NULL takes the record along: nothing else would ever tell the CRM of the row."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies()) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            at.commit(update(COMPANIES, ["1", "a"], [None, "a"]))
+            await at.settled()
+            assert at.crm.keys("Account") == set()
+
+    run(work)
+
+
+def test_a_refused_association_leaves_no_record_behind(tmp_path: Path) -> None:
+    """A record whose association was refused may be there; when the row goes, the CRM is asked, and it goes too."""
+    parent, child = (
+        companies(),
+        people(fields={"Name": "name"}, associate=[{"to": "crm.Account", "column": "company", "type": "works_at"}]),
+    )
+    crm = MemoryCrm(
+        judge=lambda batch, record: Rejected("LIMIT", "too many") if record.links and batch.op is Op.UPSERT else None,
+        writes_before_judging=True,
+    )
+
+    async def work() -> None:
+        async with bench(tmp_path, parent, child, crm=crm) as at:
+            at.commit(insert(COMPANIES, "1", "a"), insert(PEOPLE, "7", "x", "1"))
+            await at.settled()
+            assert at.lane.rejected == 1
+            at.commit(delete(PEOPLE, "7", "x", "1"))
+            await at.settled()
+            assert at.crm.keys("Contact") == set()
+            assert at.lane.rejected == 0
+
+    run(work)
+
+
+def test_a_record_without_an_answer_is_not_forgotten(tmp_path: Path) -> None:
+    """Where the answer said nothing about a new record, deleting its row asks the CRM for it."""
+    crm = MemoryCrm(judge=lambda *_: Retry("UNANSWERED", "nothing said"), writes_before_judging=True)
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), crm=crm) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await eventually_async(lambda: at.crm.keys("Account") == {"1"})
+            at.commit(delete(COMPANIES, "1", "a"))
+            crm.judge = lambda *_: None
+            await at.settled()
+            assert at.crm.keys("Account") == set()
+
+    run(work)
+
+
+def test_a_child_outlives_the_key_that_it_waits_for(tmp_path: Path) -> None:
+    """A child of a key that its parent leaves, without a foreign key to follow it, is not held for ever."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), people()) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            at.route("companies").paused = "by the test"
+            at.commit(update(COMPANIES, ["1", "a"], ["2", "a"]), insert(PEOPLE, "7", "x", "2"))
+            await eventually_async(lambda: "7" in at.route("people").backlog.held)
+            at.commit(update(COMPANIES, ["2", "a"], ["3", "a"]))
+            at.route("companies").paused = None
+            at.lane.nudge()
+            await at.settled()
+
+    run(work)
+
+
+def test_an_ignored_delete_keeps_what_is_known_of_the_record(tmp_path: Path) -> None:
+    """With on_delete = ignore the record stays, so the ledger goes on knowing it, also after a restart."""
+    config = companies(on_delete="ignore")
+
+    async def work() -> None:
+        async with bench(tmp_path, config) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+        async with bench(tmp_path, config) as at:
+            at.lane._replay = Position(1 << 40, 0)  # as after a crash: what comes may have been sent before
+            at.commit(delete(COMPANIES, "1", "a"))
+            at.lane._replay = START
+            at.lane.nudge()
+            await at.settled()
+            assert "1" in await at.lane.known(at.route("companies"), ["1"])
+
+    run(work)
+
+
+def test_rows_of_the_copy_are_certain_from_the_first(tmp_path: Path) -> None:
+    """A new slot's start counts as fed, so that copied rows are compared with the ledger and not sent regardless."""
+    with opened(tmp_path) as state:
+        state.bind(("sys", "db", "slot", 500), 500)  # type: ignore[arg-type]  # an Identity's fields
+        assert Pipeline(state, 1, 1, LOG).position == Position(500, 0)
+
+
+def test_a_pause_is_written_with_the_truncate_that_asked_for_it(tmp_path: Path) -> None:
+    """The position that leaves a TRUNCATE behind is never on disk without the pause."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies()) as at:
+            at.commit(Truncate((COMPANIES,), cascade=False, restart_identity=False))
+            await at.pipeline.tick()
+            assert "companies" in at.state.paused()
+
+    run(work)
+
+
+def test_a_sweep_finds_rows_that_never_reached_the_crm(tmp_path: Path) -> None:
+    """Rows that waited or were parked when the slot was lost, and are gone now, are neither sent nor kept."""
+    crm = MemoryCrm(judge=lambda _, record: Rejected("BAD", "bad") if record.key == "parked" else None)
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.commit(insert(COMPANIES, "parked", "x"), insert(COMPANIES, "sent", "x"), insert(COMPANIES, "here", "x"))
+            await at.settled()
+            at.route("companies").paused = "by the test"
+            at.commit(insert(COMPANIES, "waiting", "x"))
+        with opened(tmp_path) as state:
+            state.unbind()
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
+            copy = at.pipeline.copies["companies"]
+            assert copy.seen is not None
+            at.commit(update(COMPANIES, ["here", "x"], ["here", "y"]))
+            await at.pipeline._sweep(copy, copy.seen)
+            await at.settled()
+            assert at.crm.keys("Account") == {"here"}
+            assert at.lane.rejected == 0
+            assert not at.state.sweeping("companies")
+
+    run(work)
+
+
+def test_an_interrupted_sweep_is_done_at_the_next_start(tmp_path: Path) -> None:
+    """A copy that was written as done, but not swept, is planned again."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True)) as at:
+            at.pipeline._unwritten_backfills["companies"] = BackfillState(done=True)
+        with opened(tmp_path) as state:
+            state._set_meta("sweep:companies", "1")
+        async with bench(tmp_path, companies(backfill=True)) as at:
+            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
+            assert at.pipeline.copies["companies"].seen == set()
+
+    run(work)
+
+
+def test_a_mapping_that_comes_back_is_copied_and_swept_anew(tmp_path: Path) -> None:
+    """While a mapping was out of the config its changes went unseen; it does not go on as if nothing had been."""
+
+    def plan(at: Bench) -> None:
+        at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
+
+    async def work() -> None:
+        both = companies(backfill=True), people()
+        async with bench(tmp_path, *both) as at:
+            at.route("companies").backfill = BackfillState(done=True)
+            at.pipeline._unwritten_backfills["companies"] = BackfillState(done=True)
+        async with bench(tmp_path, *both) as at:
+            plan(at)
+            assert not at.pipeline.copies
+        async with bench(tmp_path, people()) as at:
+            plan(at)
+        async with bench(tmp_path, *both) as at:
+            plan(at)
+            assert at.pipeline.copies["companies"].seen == set()
+
+    run(work)
+
+
+def test_held_rows_do_not_hold_up_the_copy_that_they_wait_for(tmp_path: Path) -> None:
+    """Children of parents that are still to be copied may be many; the copy goes on beside them."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), people()) as at:
+            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
+            at.commit(*[insert(PEOPLE, str(number), "x", "1") for number in range(COPY_ROOM + 1)])
+            async with asyncio.timeout(30):
+                await at.pipeline._room(at.pipeline.copies["companies"])
+            assert at.lane.pending > COPY_ROOM
+
+    run(work)
+
+
+def test_links_under_way_are_not_dropped_with_settled_ones(tmp_path: Path) -> None:
+    """A tick that writes an older settlement down keeps the note of an association that is being made."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies()) as at:
+            books = at.lane.books
+            books.link_sent("companies", "1", "slot", "first")
+            books.links_settled("companies", "1")
+            books.link_sent("companies", "1", "slot", "second")
+            at.state.announce("crm", START, [("companies", "1", "slot", "second")])
+            books.ledger["companies", "1"] = Known("id", (), b"", {}, START, 0.0)
+            await at.pipeline.tick()
+            assert ("1", "slot", "second") in at.state.sent_links("companies")
+
+    run(work)
+
+
+def test_a_locked_state_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    """Not only ticks can meet a full disk or a lock: every write says so in our own words."""
+    with opened(tmp_path) as state, contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as other:
+        state._db.execute("PRAGMA busy_timeout = 0")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StateError, match="cannot write the state file"):
+            state.announce("crm", START)
