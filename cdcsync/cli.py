@@ -107,7 +107,12 @@ def run(
     from cdcsync.service import Service
 
     loaded = _load(config)
-    _run(Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once).run())
+    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once)
+    _run(service.run())
+    if service.hanging():
+        # Requests that a CRM does not answer: their threads would hold the process up for minutes, and all is written.
+        sys.stderr.flush()
+        os._exit(EXIT_OK)
 
 
 @app.command()

@@ -49,6 +49,7 @@ ROW_RETRY = 1.0
 """Seconds after which a row that met a lock is sent again."""
 
 MANY_ROWS = 1_000
+THREAD_PREFIX = "crm-"
 
 
 class Surroundings(Protocol):
@@ -92,6 +93,8 @@ class Lane:
         self.retry_at: float | None = None
         """Unix time of the next attempt while backing off."""
         self.stopping = False
+        self.unmapped = 0
+        """Rows in the state file of mappings that are not configured now."""
         self._by_name = {route.name: route for route in routes}
         self.around = surroundings
         self._max_wait = max_wait
@@ -108,7 +111,9 @@ class Lane:
         self._waiters: dict[tuple[str, str], set[tuple[str, str]]] = {}
         self._orphans: dict[tuple[str, str], set[tuple[str, str]]] = {}
         """(parent mapping, key) → parked children that go when that parent has come."""
-        self._threads = ThreadPoolExecutor(destination.limits.max_parallel + 2, thread_name_prefix=f"crm-{name}")
+        self._threads = ThreadPoolExecutor(
+            destination.limits.max_parallel + 2, thread_name_prefix=f"{THREAD_PREFIX}{name}"
+        )
         self.jobs = JobRunner(self)
         self.spill = Spill(self)
         _link_parents(self.routes)
@@ -120,6 +125,7 @@ class Lane:
         now = time.monotonic()
         self.books.counters.update(state.counters(self.name))
         self._horizon = self._replay = state.horizon(self.name)
+        self.unmapped = state.unmapped(self.name, self._by_name)
         for route in self.routes:
             route.backfill = state.backfill(route.name)
             route.applied = self.books.counters[f"applied:{route.name}"]
@@ -214,7 +220,7 @@ class Lane:
         """Return the number of changes unaccounted for: 0, or an alarm."""
         totals = self.totals()
         settled = totals["applied"] + totals["suppressed"] + totals["coalesced"]
-        return totals["changes_in"] - (settled + self.rejected + self.pending)
+        return totals["changes_in"] - (settled + self.rejected + self.pending + self.unmapped)
 
     # --- the loop
 

@@ -132,6 +132,7 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
                 lag_seconds=max([time.time() - since for _, since in first], default=0.0),
                 pending=sum(pending.get(entry.name, 0) for entry in mine),
                 rejected=rejected,
+                unmapped=state.unmapped(name, [entry.name for entry in mine]),
                 counters=_counters(counters, requests=0),
             )
         )
@@ -185,6 +186,7 @@ def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> st
         in_flight=sum(len(route.backlog.in_flight) for route in lane.routes),
         held=sum(len(route.backlog.held) for route in lane.routes),
         rejected=lane.rejected,
+        unmapped=lane.unmapped,
         counters=_counters(lane.totals(), requests=gate.requests),
         rate=gate.rate,
         quotas=gate.quotas,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import faulthandler
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ from cdcsync.apply.registry import create
 from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
 from cdcsync.entries import Identity
 from cdcsync.errors import CdcsyncError, StateError
-from cdcsync.lane import Lane
+from cdcsync.lane import THREAD_PREFIX, Lane
 from cdcsync.model import format_lsn
 from cdcsync.notify import Notifier
 from cdcsync.page import serve as serve_page
@@ -72,6 +73,11 @@ class Service:
                 pipeline.close()
         finally:
             state.close()
+
+    @staticmethod
+    def hanging() -> bool:
+        """Whether requests to a CRM are still under way after ``run``: cut off, as a kill would, and taken up later."""
+        return any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate())
 
     async def _run(self, pipeline: Pipeline, identity: slot.SlotIdentity) -> None:
         config, loop = self.config, asyncio.get_running_loop()
@@ -150,9 +156,10 @@ class Service:
         await asyncio.wait(lanes, timeout=SETTLE_SECONDS)
 
     async def _until_drained(self, pipeline: Pipeline, target: int) -> None:
-        """With ``once``: stop when everything up to ``target`` has been fed, and every lane is empty."""
+        """With ``once``: stop when all up to ``target`` has been fed, and only paused mappings have rows left."""
         await pipeline.reached(target)
-        while pipeline.copies or any(lane.pending for lane in pipeline.lanes):  # noqa: ASYNC110 — as many events would do
+        routes = [route for lane in pipeline.lanes for route in lane.routes]
+        while pipeline.copies or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
             await asyncio.sleep(ONCE_POLL)
         self.stopping.set()
 

@@ -184,6 +184,13 @@ class State:
                 self._set_meta(f"sweep:{name}", "1")
         return [name for _, name in retired]
 
+    def unmapped(self, lane: str, configured: Collection[str]) -> int:
+        """Count a lane's unsettled and parked rows of mappings that are not configured now; they are kept."""
+        prefix = "applied:"
+        names = {name.removeprefix(prefix) for name in self.counters(lane) if name.startswith(prefix)} - set(configured)
+        pending = self.pending()
+        return sum(pending.get(name, 0) + len(self.reject_keys(name)) for name in names)
+
     def sweeping(self, mapping: str) -> bool:
         """Whether the copy under way has to end with deleting the records whose rows it did not see."""
         return self._meta(f"sweep:{mapping}") is not None

@@ -98,7 +98,10 @@ class Counters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
-    """One CRM. ``pending`` counts every row that is not settled: waiting, ``in_flight`` and ``held`` (for a parent)."""
+    """One CRM. ``pending`` counts every row that is not settled: waiting, ``in_flight`` and ``held`` (for a parent).
+
+    ``unmapped`` rows lie in the state file for mappings that are not configured now.
+    """
 
     name: str
     kind: str
@@ -110,6 +113,7 @@ class LaneStatus:
     in_flight: int = 0
     held: int = 0
     rejected: int = 0
+    unmapped: int = 0
     counters: Counters = Counters()
     rate: float | None = None
     quotas: tuple[Quota, ...] = ()
@@ -121,7 +125,7 @@ class LaneStatus:
     def missing(self) -> int:
         """Changes that the books cannot account for; anything but 0 is an alarm."""
         books = self.counters
-        accounted = books.applied + books.suppressed + books.coalesced + self.rejected + self.pending
+        accounted = books.applied + books.suppressed + books.coalesced + self.rejected + self.pending + self.unmapped
         return books.changes_in - accounted
 
     @property

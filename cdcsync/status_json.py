@@ -53,6 +53,7 @@ def lag_json(source: SourceStatus, lane: LaneStatus) -> str:
         "seconds": None if seconds is None else round(seconds, 3),
         "rows": lane.pending,
         "rejected": lane.rejected,
+        "unmapped": lane.unmapped,
     }
     return json.dumps(entry, ensure_ascii=False)
 

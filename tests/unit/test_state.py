@@ -153,3 +153,22 @@ def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
     state.swept("m")
     assert not state.sweeping("m")
     state.close()
+
+
+def test_rows_of_mappings_that_are_not_configured_are_counted(tmp_path: Path) -> None:
+    """They are neither settled nor pending: the books balance only with them."""
+    state = State.open(tmp_path / "state.db")
+    parked = Reject(row("b"), "CODE", None, "words", 1.0)
+    state.write(
+        Tick(
+            1,
+            Position(1, 1),
+            journal=[("old", "a", WAITING, row("a")), ("new", "a", WAITING, row("a"))],
+            rejects=[("old", "b", parked)],
+            counters=[("crm", "applied:old", 0), ("crm", "applied:new", 0)],
+        )
+    )
+    assert state.unmapped("crm", ["new"]) == 2
+    assert state.unmapped("crm", ["new", "old"]) == 0
+    assert state.unmapped("other", ["new"]) == 0
+    state.close()
