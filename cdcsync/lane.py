@@ -347,7 +347,7 @@ class Lane:
         except DestinationError as error:
             self.failed(error)
             # Whatever the error says of its own request: others of the same batch may have been answered before.
-            self.give_back(route, rows, uncertain=True)
+            self.give_back(route, rows)
         finally:
             self._active -= 1
             self.nudge()
@@ -399,11 +399,10 @@ class Lane:
     async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
         """Write down what is about to be sent, as far as it has not been."""
         links = [
-            (route.name, draft.row.key, f"{link.to_object}:{link.type}", link.to_id)
+            (route.name, draft.row.key, slot(link), link.to_id)
             for draft in drafts
             for link in draft.record.links
-            if link.to_id is not None
-            and self.books.link_sent(route.name, draft.row.key, f"{link.to_object}:{link.type}", link.to_id)
+            if link.to_id is not None and self.books.link_sent(route.name, draft.row.key, slot(link), link.to_id)
         ]
         position = self.around.position
         if position > self._horizon or links:
@@ -680,7 +679,9 @@ class Lane:
                 self._settled(route, row)
         return [row for row in rows if not row.deleted]
 
-    def give_back(self, route: Route, rows: Iterable[PendingRow], *, uncertain: bool, job: int = IN_BATCH) -> None:
+    def give_back(
+        self, route: Route, rows: Iterable[PendingRow], *, uncertain: bool = True, job: int = IN_BATCH
+    ) -> None:
         """Make rows ready again that are still in flight in a batch or job that did not work out."""
         now = time.monotonic()
         for row in rows:

@@ -103,7 +103,6 @@ class Pipeline:
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
     copies: dict[str, Copy] = field(default_factory=dict)
-    messages: int = 0
     _routes: dict[str, list[tuple[Lane, Route]]] = field(default_factory=dict)
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -148,8 +147,6 @@ class Pipeline:
                 self._advance(Position(event.lsn, 0), event.lsn)
             elif isinstance(event, Truncate):
                 self._truncate(event)
-            else:
-                self.messages += 1
         for lane in behind:
             lane.nudge()
         self._watch_budgets()

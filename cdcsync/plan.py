@@ -67,7 +67,7 @@ class Facts:
     sent_links: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
 
 
-def slot(link: WantedLink) -> str:
+def slot(link: WantedLink | Link) -> str:
     """Name a link of a mapping: what it leads to, and of which type."""
     return f"{link.to_object}:{link.type}"
 

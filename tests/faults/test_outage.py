@@ -23,11 +23,7 @@ DOWN = {"kind": "refuse", "status": 503, "match": {}, "times": None}
 def test_an_outage_of_both_crms_costs_neither_disk_nor_memory(pg: str, tmp_path: Path) -> None:
     """200,000 changes over 10,000 keys with both down: WAL < 64 MB, memory in budget, ≤ 10,000 records sent after."""
     with stage(tmp_path, pg) as shop:
-        shop.start()
-        shop.settled()
-        for crm in shop.sandboxes:
-            shop.fault(crm, DOWN)
-        sent = {crm: _writes(shop.admin(crm, "books")) for crm in shop.sandboxes}
+        sent = _start_and_take_down(shop)
         shop.execute(
             "INSERT INTO companies (name, domain) SELECT 'Outage ' || i, 'outage' || i || '.example.com' "
             f"FROM generate_series(1, {KEYS}) i"
@@ -58,11 +54,7 @@ def test_rows_beyond_the_memory_budget_live_in_the_journal(pg: str, tmp_path: Pa
     """With room for a third of the rows, WAL is confirmed all the same, changes fold, and all of it arrives."""
     small = {"[batch]\n": '[batch]\nmax_memory = "12MB"\n'}
     with stage(tmp_path, pg, changes=small) as shop:
-        shop.start()
-        shop.settled()
-        for crm in shop.sandboxes:
-            shop.fault(crm, DOWN)
-        sent = {crm: _writes(shop.admin(crm, "books")) for crm in shop.sandboxes}
+        sent = _start_and_take_down(shop)
         shop.execute(
             "INSERT INTO companies (name, domain) "
             "SELECT 'Outage ' || i || repeat('-', 150), 'outage' || i || '.example.com' "
@@ -100,6 +92,15 @@ def test_a_stop_does_not_wait_for_a_crm_that_hangs(pg: str, tmp_path: Path) -> N
         shop.start()
         shop.settled()
         shop.assert_converged()
+
+
+def _start_and_take_down(shop: Stage) -> dict[str, int]:
+    """Let the first copy settle, then take both CRMs down; returns the records written to each so far."""
+    shop.start()
+    shop.settled()
+    for crm in shop.sandboxes:
+        shop.fault(crm, DOWN)
+    return {crm: _writes(shop.admin(crm, "books")) for crm in shop.sandboxes}
 
 
 def _writes(books: dict[str, int]) -> int:
