@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from cdcsync.coalesce import PendingRow
 from cdcsync.model import JobState, Op, Position
+
+DriftMark: TypeAlias = Literal["kept", "passed over"]
+"""What becomes of a table's rows while its mapping is paused because the table changed."""
 
 
 class Identity(NamedTuple):
@@ -72,6 +76,21 @@ class BackfillState:
     done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A mapping's table as it was when it fitted last.
+
+    ``meaning`` is that of the mapping then; ``types`` are the builtin type oids of the mapped columns; ``publication``
+    is what identifies the table's membership in the publication (``wal.sight``).
+    """
+
+    meaning: str
+    table: str
+    oid: int
+    types: Mapping[str, int]
+    publication: str
+
+
 @dataclass(slots=True)
 class Tick:
     """What became known since the last tick; None as a value means: delete the entry."""
@@ -86,3 +105,5 @@ class Tick:
     backfills: list[tuple[str, BackfillState]] = field(default_factory=list)
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
+    seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark
+    drifted: list[tuple[str, DriftMark]] = field(default_factory=list)  # mapping

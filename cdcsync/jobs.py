@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
@@ -90,7 +89,7 @@ class JobRunner:
     async def start(self, route: Route, op: Op, drafts: list[Draft]) -> None:
         """Write a new job down with its rows, and set it going."""
         number = self._lane.around.next_job()
-        job = Job(number, route.name, op, JobState.PLANNED, None, time.time(), len(drafts), digest(route))
+        job = Job(number, route.name, op, JobState.PLANNED, None, time.time(), len(drafts), route.config.meaning)
         for draft in drafts:
             route.backlog.assign(draft.row, number)
         self._jobs[number] = self._unwritten[number] = job
@@ -113,7 +112,7 @@ class JobRunner:
 
     async def _run(self, route: Route, job: Job, drafts: list[Draft], *, resumed: bool = False) -> None:
         batch = Batch(route.target, job.op, tuple(draft.record for draft in drafts))
-        changed = job.digest != digest(route)
+        changed = job.digest != route.config.meaning
         uncertain = True
         try:
             if changed and job.state in (JobState.PLANNED, JobState.CREATED):
@@ -238,8 +237,3 @@ class JobRunner:
     @property
     def _crm(self) -> BulkDestination:
         return cast("BulkDestination", self._lane.destination)
-
-
-def digest(route: Route) -> str:
-    """Identify a mapping's meaning: what is sent for a row is the same as long as this is."""
-    return hashlib.blake2b(route.config.model_dump_json().encode(), digest_size=8).hexdigest()

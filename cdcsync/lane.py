@@ -128,6 +128,8 @@ class Lane:
         self.unmapped = state.unmapped(self.name, self._by_name)
         for route in self.routes:
             route.backfill = state.backfill(route.name)
+            route.seen = state.seen(route.name)
+            route.drift_mark = state.drift_mark(route.name)
             route.applied = self.books.counters[f"applied:{route.name}"]
             route.backlog.restore(state.journal(route.name), now)
             for key, name, crm_id in state.sent_links(route.name):

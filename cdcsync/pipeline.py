@@ -19,7 +19,9 @@ from typing import Protocol, TypeAlias, TypeVar
 import structlog
 
 from cdcsync.coalesce import Event, complete_from_old
-from cdcsync.entries import BackfillState, Tick
+from cdcsync.drift import Drift
+from cdcsync.entries import BackfillState, DriftMark, Seen, Tick
+from cdcsync.errors import SourceError
 from cdcsync.lane import Lane
 from cdcsync.model import (
     ABSENT,
@@ -30,6 +32,7 @@ from cdcsync.model import (
     LogicalMessage,
     Position,
     Progress,
+    Relation,
     Truncate,
 )
 from cdcsync.route import Route
@@ -103,7 +106,7 @@ class Pipeline:
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
     copies: dict[str, Copy] = field(default_factory=dict)
-    _routes: dict[str, list[tuple[Lane, Route]]] = field(default_factory=dict)
+    _by_oid: dict[int, list[tuple[Lane, Route]]] = field(default_factory=dict)
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
@@ -114,6 +117,12 @@ class Pipeline:
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
     _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Pauses that are not written down yet: mapping → reason, Unix time."""
+    _drifted: list[tuple[str, DriftMark]] = field(default_factory=list)
+    """Drift marks that are not written down yet."""
+    _seen: dict[str, Seen] = field(default_factory=dict)
+    """Tables as they fit, not written down yet, by mapping."""
+    _told: set[tuple[str, str]] = field(default_factory=set)
+    """Drift that was logged: mapping, reason."""
     _out_of_balance: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -127,8 +136,6 @@ class Pipeline:
         """Add a lane, with what the state file holds of it."""
         lane.restore(self.state)
         self.lanes.append(lane)
-        for route in lane.routes:
-            self._routes.setdefault(route.config.table, []).append((lane, route))
 
     # --- what the source delivers
 
@@ -162,8 +169,24 @@ class Pipeline:
         if position <= self.position:
             return
         self.position = position
-        for lane, route in self._routes.get(change.relation.table, ()):
-            self._feed(lane, route, change, position)
+        for lane, route in self._served_by(change.relation):
+            drift = route.drift(change.relation)
+            if drift is not None:
+                self.drift(route, drift)
+            if route.drift_mark != "passed over":
+                self._feed(lane, route, change, position)
+
+    def _served_by(self, relation: Relation) -> list[tuple[Lane, Route]]:
+        """Return the mappings of a table; it is the same one under another name, and another one under the same."""
+        found = self._by_oid.get(relation.oid)
+        if found is None:
+            found = self._by_oid[relation.oid] = [
+                (lane, route)
+                for lane in self.lanes
+                for route in lane.routes
+                if (route.seen.oid == relation.oid if route.seen else route.config.table == relation.table)
+            ]
+        return found
 
     def _feed(self, lane: Lane, route: Route, change: Change, position: Position) -> None:
         mapper = route.mapper(change.relation)
@@ -195,14 +218,46 @@ class Pipeline:
             return
         self.position = position
         for relation in truncate.relations:
-            for _, route in self._routes.get(relation.table, ()):
+            for _, route in self._served_by(relation):
                 copy = self.copies.get(route.name)
                 if copy is not None:
                     copy.backfill.note_truncate(self._transaction.xid)
                 if route.config.on_truncate == "pause":
-                    route.paused = f"{relation.table} was truncated; the CRM still holds its records"
-                    self._pauses[route.name] = route.paused, time.time()
+                    self._pause(route, f"{relation.table} was truncated; the CRM still holds its records")
                 self.log.warning("table truncated", map=route.name, policy=route.config.on_truncate)
+
+    # --- a table that changes
+
+    def drift(self, route: Route, drift: Drift) -> None:
+        """Act on a change of a mapping's table as the mapping says. Raises SourceError where that is to fail."""
+        if route.drift_mark == "passed over" or (route.drift_mark == "kept" and drift.readable):
+            return
+        policy = route.config.on_drift
+        if (route.name, drift.reason) not in self._told:
+            self._told.add((route.name, drift.reason))
+            self.log.warning("the table has changed", map=route.name, reason=drift.reason, policy=policy)
+        if policy == "fail":
+            raise SourceError(f"map {route.name}: {drift.reason}", hint=drift.hint)
+        if policy == "warn" and drift.readable:
+            return
+        route.drift_mark = "kept" if drift.readable else "passed over"
+        self._drifted.append((route.name, route.drift_mark))
+        self._pause(route, f"{drift.reason}; {drift.hint}")
+
+    def adopt(self, route: Route, relation: Relation, publication: str, compare: str | None) -> None:
+        """Take a table, as it is, for the mapping's; ``compare`` is why the CRM has to be compared with all of it."""
+        # Rows count from here on; what comes before the copy has begun, it would not see otherwise.
+        route.drift_mark = None
+        self._drifted = [entry for entry in self._drifted if entry[0] != route.name]
+        seen = route.fit(relation, publication)
+        self._by_oid.clear()
+        if compare is not None and route.config.backfill:
+            self.resync(route, compare)
+        self._seen[route.name] = seen
+
+    def _pause(self, route: Route, reason: str) -> None:
+        route.paused = reason
+        self._pauses[route.name] = reason, time.time()
 
     def _advance(self, position: Position, lsn: int) -> None:
         self.position = max(self.position, position)
@@ -348,6 +403,9 @@ class Pipeline:
             tick.backfills.extend(self._unwritten_backfills.items())
             self._unwritten_backfills = {}
             tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
+            tick.drifted.extend(self._drifted)
+            tick.seen.extend(self._seen.items())
+            self._drifted, self._seen = [], {}
             await self.on_file(lambda state: state.write(tick))
             for name, *_ in tick.pauses:
                 del self._pauses[name]
@@ -359,7 +417,8 @@ class Pipeline:
 
     @property
     def _dirty(self) -> bool:
-        return bool(self._unwritten_backfills or self._pauses) or any(lane.dirty for lane in self.lanes)
+        mine = self._unwritten_backfills, self._pauses, self._drifted, self._seen
+        return any(mine) or any(lane.dirty for lane in self.lanes)
 
     async def _apply_pauses(self) -> None:
         """Follow the pauses that commands have set or lifted."""

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Known
-from cdcsync.errors import RowRejectedError
+from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import Link, Op, Record, Rejected, Relation
@@ -86,7 +86,10 @@ def decide(rows: Sequence[PendingRow], mapped: Mapping[str, Mapped], facts: Fact
 def map_rows(
     mapper_for: Callable[[Relation], RowMapper], rows: Sequence[PendingRow]
 ) -> tuple[dict[str, Mapped], list[tuple[PendingRow, Rejected]]]:
-    """Map the rows that are not deletes; returns the results by key, and what could not be mapped."""
+    """Map the rows that are not deletes; returns the results by key, and what could not be mapped.
+
+    A row may have a shape that the mapping was corrected away from: it is read again, and supersedes what is parked.
+    """
     mapped: dict[str, Mapped] = {}
     rejected: list[tuple[PendingRow, Rejected]] = []
     for row in rows:
@@ -96,6 +99,8 @@ def map_rows(
             mapped[row.key] = mapper_for(row.relation).map(row.image)
         except RowRejectedError as error:
             rejected.append((row, Rejected(error.code, error.message, error.field)))
+        except ConfigError:
+            rejected.append((row, Rejected("shape-outdated", "the row has a shape that the mapping does not fit")))
     return mapped, rejected
 
 

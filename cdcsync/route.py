@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cdcsync.backlog import Backlog
 from cdcsync.config import MapConfig
-from cdcsync.entries import BackfillState
+from cdcsync.drift import Drift, mapped_types, shape_drift, table_drift, what_is_left
+from cdcsync.entries import BackfillState, DriftMark, Seen
+from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
+from cdcsync.wal.sight import TableSight
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +29,10 @@ class Route:
     """Mappings of the same CRM whose rows refer to records of this one."""
     backfill: BackfillState | None = None
     paused: str | None = None
+    seen: Seen | None = None
+    """The table as it was when the mapping fitted it last."""
+    drift_mark: DriftMark | None = None
+    """Set while the mapping is paused because its table changed: whether the table's rows are kept meanwhile."""
     deferred: set[str] = field(default_factory=set)
     """Keys of deletes that wait for rows of the children."""
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
@@ -57,6 +64,59 @@ class Route:
             return recent[1]
         mapper = self._mappers.get(relation)
         if mapper is None:
-            mapper = self._mappers[relation] = compile_mapper(self.config, relation, self.types)
+            mapper = self._mappers[relation] = compile_mapper(self._applicable(relation), relation, self.types)
         self._recent = (relation, mapper)
         return mapper
+
+    def check(self, relation: Relation) -> None:
+        """See at the start, not at the first row, that the mapping fits. Raises ConfigError.
+
+        A mapping that is new, or was changed, has to fit whole, whatever its ``on_drift`` says.
+        """
+        if self.seen is None or self.seen.meaning != self.config.meaning:
+            compile_mapper(self.config, relation, self.types)
+        self.mapper(relation)
+
+    def drift(self, relation: Relation) -> Drift | None:
+        """Judge a shape that rows of the table have, if it is a new one."""
+        if self._recent is not None and self._recent[0] is relation:
+            return None
+        if relation in self._mappers or self.seen is None:
+            return None
+        return self._bearable(shape_drift(self.config, self.seen.types, relation, self.types), relation)
+
+    def table_drift(self, sight: TableSight, *, anew: bool = False) -> Drift | None:
+        """Judge what the catalogs show of the table; ``anew``: whatever it was before, it only has to fit."""
+        seen = self.seen
+        if seen is None:
+            return None
+        if anew and sight.relation is not None:
+            seen = replace(seen, oid=sight.relation.oid, table=sight.relation.table, types={})
+        drift = table_drift(self.config, seen, sight, self.types)
+        fits = sight.relation is not None and sight.relation.oid == seen.oid and sight.unfit is None
+        return self._bearable(drift, sight.relation) if fits else drift
+
+    def _bearable(self, drift: Drift | None, relation: Relation | None) -> Drift | None:
+        """Let a mapping that is to go on with what is left read the rows for which that is enough."""
+        if drift is None or relation is None or drift.readable or self.config.on_drift != "warn":
+            return drift
+        try:
+            self.mapper(relation)
+        except ConfigError:
+            return drift
+        return replace(drift, readable=True)
+
+    def fit(self, relation: Relation, publication: str) -> Seen:
+        """Take a table's shape for the one that the mapping is meant for; returns what is to be remembered of it."""
+        self.seen = Seen(
+            self.config.meaning,
+            relation.table,
+            relation.oid,
+            mapped_types(self.config, relation, self.types),
+            publication,
+        )
+        return self.seen
+
+    def _applicable(self, relation: Relation) -> MapConfig:
+        """Return the mapping as far as the table has its columns, if it is to go on with what is left."""
+        return what_is_left(self.config, relation) if self.config.on_drift == "warn" else self.config

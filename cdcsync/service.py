@@ -21,9 +21,10 @@ import structlog
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
-from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
+from cdcsync.config import Config, CrmConfig, HubspotConfig
 from cdcsync.entries import Identity
 from cdcsync.errors import CdcsyncError, StateError
+from cdcsync.guard import Finding, Guard, publish, survey
 from cdcsync.lane import THREAD_PREFIX, Lane
 from cdcsync.model import format_lsn
 from cdcsync.notify import Notifier
@@ -34,7 +35,6 @@ from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
 from cdcsync.wal.connect import connect
-from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
 
@@ -65,10 +65,11 @@ class Service:
         """Run until stopped (or, with ``once``, until the CRMs are as the database was at the start)."""
         state = await asyncio.to_thread(State.open, self.config.state.path)
         try:
-            identity = await prepare(self.config, state, self.log)
+            types: dict[int, int] = {}
+            identity, found = await prepare(self.config, state, self.log, types)
             pipeline = Pipeline(state, self.config.batch.max_memory, self.config.state.max_journal, self.log)
             try:
-                await self._run(pipeline, identity)
+                await self._run(pipeline, identity, found, types)
             finally:
                 pipeline.close()
         finally:
@@ -79,30 +80,31 @@ class Service:
         """Whether requests to a CRM are still under way after ``run``: cut off, as a kill would, and taken up later."""
         return any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate())
 
-    async def _run(self, pipeline: Pipeline, identity: slot.SlotIdentity) -> None:
+    async def _run(
+        self, pipeline: Pipeline, identity: slot.SlotIdentity, found: Sequence[Finding], types: dict[int, int]
+    ) -> None:
         config, loop = self.config, asyncio.get_running_loop()
-        source = Source(config.postgres, sink=pipeline.receive, log=self.log, on_connect=pipeline.connected_anew)
+        guard = Guard(config.postgres, pipeline, self.log)
+        source = Source(
+            config.postgres,
+            sink=pipeline.receive,
+            log=self.log,
+            on_connect=pipeline.connected_anew,
+            on_gap=guard.gap,
+        )
+        source.types = types
         pipeline.reader = source
-        async with await connect(config.postgres.dsn) as connection:
-            source.types.update(await catalog.load_types(connection))
-            routes = {m.name: Route(m, source.types) for m in order(config.maps)}
-            relations = {
-                name: await catalog.load_relation(connection, *route.config.table.split(".", 1))
-                for name, route in routes.items()
-            }
-            keys = {
-                name: await catalog.primary_key(connection, *route.config.table.split(".", 1))
-                for name, route in routes.items()
-            }
-        for name, route in routes.items():
-            route.mapper(relations[name])  # a mapping that does not fit its table fails here, not at its first row
-        for name, reason in pipeline.state.paused().items():
-            if name in routes:
-                routes[name].paused = reason
         for name, crm in config.crm.items():
-            mine = [route for route in routes.values() if route.config.crm == name]
+            mine = [one.route for one in found if one.route.config.crm == name]
             if mine:
                 pipeline.add(self._lane(pipeline, name, crm, mine))
+        guard.start(found)
+        relations = {one.route.name: one.sight.relation for one in found if one.sight.relation is not None}
+        async with await connect(config.postgres.dsn) as connection:
+            keys = {
+                name: await catalog.primary_key(connection, relation.namespace, relation.name)
+                for name, relation in relations.items()
+            }
         pipeline.plan_copies(
             lambda route: Backfill(
                 route.name, relations[route.name], keys[route.name], route.config.where, log=self.log
@@ -118,9 +120,11 @@ class Service:
                         )
                     )
                     self.log.info("status page", url=url)
-                await self._tasks(pipeline, source, identity, watch)
+                await self._tasks(pipeline, source, identity, watch, guard)
 
-    async def _tasks(self, pipeline: Pipeline, source: Source, identity: slot.SlotIdentity, watch: SlotWatch) -> None:
+    async def _tasks(
+        self, pipeline: Pipeline, source: Source, identity: slot.SlotIdentity, watch: SlotWatch, guard: Guard
+    ) -> None:
         target = await watch.current_lsn() if self.once else 0
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -129,6 +133,7 @@ class Service:
                 lanes = [tasks.create_task(lane.run()) for lane in pipeline.lanes]
                 side = [tasks.create_task(pipeline.copy(lane, self._connect)) for lane in pipeline.lanes]
                 side.append(tasks.create_task(watch.run()))
+                side.append(tasks.create_task(guard.run()))
                 side.append(tasks.create_task(self._report(pipeline, source, watch)))
                 if self.once:
                     side.append(tasks.create_task(self._until_drained(pipeline, target)))
@@ -202,18 +207,35 @@ class Service:
                 loop.remove_signal_handler(number)
 
 
-async def prepare(config: Config, state: State, log: structlog.typing.FilteringBoundLogger) -> slot.SlotIdentity:
+async def prepare(
+    config: Config, state: State, log: structlog.typing.FilteringBoundLogger, types: dict[int, int]
+) -> tuple[slot.SlotIdentity, list[Finding]]:
     """Make publication and slot if they are to be made, and see that the state file belongs to them.
 
-    Raises SourceError, SourceUnavailableError or StateError.
+    Returns what the slot is, and each mapping's table as it was found; ``types`` is filled with users' types. Raises
+    ConfigError for a mapping that does not fit its table, SourceError, SourceUnavailableError or StateError.
     """
     postgres = config.postgres
     async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
         await slot.check_wal_level(connection)
-        await ensure_publication(connection, postgres.publication, _tables(config.maps), create=postgres.create)
+        found = await survey(connection, config, state, types)
+        await publish(connection, postgres, found)
+        for one in found:
+            if one.drift is None and one.sight.relation is not None:
+                one.route.check(one.sight.relation)
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
-    bound = state.identity()
+    return await _identity(config, state, info, system, log), found
+
+
+async def _identity(
+    config: Config,
+    state: State,
+    info: slot.SlotInfo,
+    system: slot.System,
+    log: structlog.typing.FilteringBoundLogger,
+) -> slot.SlotIdentity:
+    postgres, bound = config.postgres, state.identity()
     if bound is None:
         return await _first_start(config, state, info, system, log)
     here = (system.system_id, system.database, postgres.slot)
@@ -274,7 +296,7 @@ async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) 
                 hint="`cdcsync slot reset` makes a new one; the next start then copies every table anew.",
             )
         allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
-        await prepare(allowed, state, log)
+        await prepare(allowed, state, log, {})
     finally:
         state.close()
     return not existed
@@ -308,11 +330,6 @@ def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limi
         {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
     )
     return Limiter(loop, controller, name, apart=apart)
-
-
-def _tables(maps: Sequence[MapConfig]) -> dict[str, str | None]:
-    """Return the tables to publish, each with the row filter that its mappings share."""
-    return {entry.table: entry.where for entry in maps}
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

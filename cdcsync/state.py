@@ -10,6 +10,7 @@ All methods block, and belong to one thread at a time (the pipeline gives them a
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
-from cdcsync.entries import BackfillState, Checkpoint, Identity, Job, Known, Reject, Tick
+from cdcsync.entries import BackfillState, Checkpoint, DriftMark, Identity, Job, Known, Reject, Seen, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 
@@ -242,6 +243,16 @@ class State:
         with self._transaction():
             return self._db.execute("DELETE FROM pause WHERE mapping = ?", (mapping,)).rowcount > 0
 
+    def seen(self, mapping: str) -> Seen | None:
+        """Return a mapping's table as it was when it fitted last; None before the first start with it."""
+        text = self._meta(f"seen:{mapping}")
+        return Seen(**json.loads(text)) if text else None
+
+    def drift_mark(self, mapping: str) -> DriftMark | None:
+        """Return what becomes of the table's rows, if the mapping was paused because the table changed."""
+        mark = self._meta(f"drifted:{mapping}")
+        return "passed over" if mark == "passed over" else "kept" if mark else None
+
     # --- the tick
 
     def write(self, tick: Tick) -> None:
@@ -312,7 +323,12 @@ class State:
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],
         )
-        execute("INSERT OR IGNORE INTO pause VALUES (?,?,?)", tick.pauses)
+        execute("INSERT OR REPLACE INTO pause VALUES (?,?,?)", tick.pauses)
+        for name, seen in tick.seen:
+            self._set_meta(f"seen:{name}", json.dumps(dataclasses.asdict(seen)))
+            self._db.execute("DELETE FROM meta WHERE key = ?", (f"drifted:{name}",))
+        for name, mark in tick.drifted:
+            self._set_meta(f"drifted:{name}", mark)
         self._set_meta("durable_lsn", str(tick.durable_lsn))
         self._set_meta("position", json.dumps(list(tick.position)))
 

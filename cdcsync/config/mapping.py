@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -191,6 +192,8 @@ class MapConfig(Table):
     """What a NULL does: clear the field, or leave the CRM's value."""
     backfill: bool = True
     """Whether to send the rows that exist already."""
+    on_drift: Literal["warn", "pause", "fail"] = "pause"
+    """When the table changes in what is mapped: go on with what is left, pause the mapping, or end the daemon."""
 
     @property
     def name(self) -> str:
@@ -216,6 +219,12 @@ class MapConfig(Table):
     def key_column(self) -> str:
         """The column that holds the external key."""
         return next(iter(self.key.values()))
+
+    @property
+    def meaning(self) -> str:
+        """What a row becomes, as a digest: as long as it is the same, so is what is sent for a row."""
+        parts = self.model_dump_json(include={"table", "to", "key", "fields", "associate", "where", "nulls"})
+        return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     @property
     def on_delete(self) -> Literal["delete", "ignore"]:

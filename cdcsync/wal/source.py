@@ -17,14 +17,14 @@ from psycopg import sql
 from psycopg.errors import Diagnostic
 from structlog.typing import FilteringBoundLogger
 
-from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.catalog import load_types, rows, server_version
 from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.session import Event, ReplicationSession
 from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
 from cdcsync.wal.stream import Stream, start_session
-from cdcsync.wal.verify import RESET, refusal, verify_publication, verify_slot, verify_system
+from cdcsync.wal.verify import refusal, verify_publication, verify_slot, verify_system
 
 if TYPE_CHECKING:
     from cdcsync.config import PostgresConfig
@@ -53,6 +53,7 @@ class Source:
 
     ``on_connect`` is called before the first events of each connection: they start again after the last confirmed
     position, so a transaction that was cut short or not yet confirmed comes again from its beginning.
+    ``on_gap`` is called, with the reason, when rows of whatever table are missing from the stream that goes on.
 
     ``types`` maps each user-defined type to the builtin one whose text form it has (``catalog.load_types``); it knows
     all column types of a relation before that relation's rows are delivered. The object stays the same.
@@ -65,6 +66,7 @@ class Source:
         sink: Sink,
         log: FilteringBoundLogger,
         on_connect: Callable[[], None] = lambda: None,
+        on_gap: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.types: dict[int, int] = {}
         self.last_error: str | None = None
@@ -74,6 +76,7 @@ class Source:
         self._sink = sink
         self._log = log
         self._on_connect = on_connect
+        self._on_gap = on_gap
         self._durable = 0
         self._expected: SlotIdentity | None = None
         self._session: ReplicationSession | None = None
@@ -182,7 +185,7 @@ class Source:
 
     async def _verify(self, ordinary: Connection, replication: Connection) -> None:
         settings, since = self._settings, self._durable
-        await verify_publication(ordinary, settings.publication)
+        await verify_publication(ordinary, settings.publication, made_anew=settings.create)
         await verify_slot(ordinary, await show_slot(ordinary, settings.slot), since)
         system = await identify_system(replication)
         await verify_system(replication, system, self._expected, self.timeline, since)
@@ -273,13 +276,7 @@ class Source:
             self.last_error = text
             self._log.warning("the server withholds rows until a standby has them", reason=text)
         elif self._settings.publication in text:
-            self._stream.fail(
-                SourceError(
-                    f"publication {self._settings.publication!r} was missing for a while: rows written then are lost"
-                    " to the stream",
-                    hint=RESET,
-                )
-            )
+            self._on_gap(f"publication {self._settings.publication!r} was missing for a while")
 
     # --- between connections
 

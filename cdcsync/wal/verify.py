@@ -11,7 +11,7 @@ import psycopg
 
 from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.model import format_lsn, parse_lsn
-from cdcsync.wal.catalog import rows
+from cdcsync.wal.catalog import VERSION_18, rows, server_version
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.slot import PLUGIN, SlotIdentity, SlotInfo, System
 
@@ -20,9 +20,14 @@ SETUP_CLASSES: Final = ("0A", "22", "42")
 """SQLSTATE classes that say that the command itself is not possible there."""
 
 
-async def verify_publication(connection: Connection, name: str) -> None:
-    """See that the publication exists."""
+async def verify_publication(connection: Connection, name: str, *, made_anew: bool) -> None:
+    """See that the publication exists; ``made_anew``: it soon will.
+
+    Up to PostgreSQL 17 that does not help: the slot is stuck at the point where there was none.
+    """
     if not await rows(connection, "SELECT FROM pg_publication WHERE pubname = %s", [name]):
+        if made_anew and server_version(connection) >= VERSION_18:
+            raise SourceUnavailableError(f"there is no publication {name!r}; it is made anew")
         raise SourceError(
             f"there is no publication {name!r}",
             hint="it was dropped, and with it the changes since: cdcsync slot reset makes publication and slot anew",

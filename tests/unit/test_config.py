@@ -279,7 +279,6 @@ Phone = 7
         ('priority = "high"', "priority"),
         ('write = "upsert"', "write"),
         ('max_deletes = "10% per hour"', "max_deletes"),
-        ('on_drift = "pause"', "on_drift"),
         ('fields = { A = { column = "a", only_if_empty = true } }', "fields.A.only_if_empty"),
         ('fields = { A = { python = "a:b" } }', "fields.A.python"),
         ('on_truncate = "delete"', "on_truncate"),

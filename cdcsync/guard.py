@@ -1,0 +1,209 @@
+"""Looks after the mapped tables while the daemon runs: what the stream does not say of them, the catalogs do.
+
+* A table that was dropped, renamed, made anew or changed in its mapped columns is told to the pipeline, which acts as
+  the mapping's ``on_drift`` says.
+* A table whose replica identity would make its applications' UPDATE fail is taken out of our publication.
+* A publication that was dropped or altered is put right, and its tables are compared again: rows written meanwhile are
+  lost to the stream.
+* A mapping that was paused for such a change, and is resumed, is taken up again: it has to fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+import structlog
+
+from cdcsync.config import Config, PostgresConfig, order
+from cdcsync.drift import Drift
+from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.pipeline import Pipeline
+from cdcsync.route import Route
+from cdcsync.state import State
+from cdcsync.wal.catalog import load_types
+from cdcsync.wal.connect import Connection, connect
+from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.sight import TableSight, fingerprint, look
+
+LOOK_SECONDS: Final = 2.0
+
+
+@dataclass(slots=True)
+class Finding:
+    """A mapping and its table as it is, with what is wrong between them, and what was but is accepted."""
+
+    route: Route
+    sight: TableSight
+    drift: Drift | None = None
+    accepted: Drift | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the mapping works on the table as it is, and does not wait for a person to say that it may."""
+        works = self.drift is None or (self.drift.readable and self.route.config.on_drift == "warn")
+        return works and not (self.route.drift_mark and self.route.paused)
+
+    @property
+    def why_compare(self) -> str | None:
+        """Why the CRM has to be compared with the whole table, if it has."""
+        seen, relation = self.route.seen, self.sight.relation
+        if seen is None or relation is None:
+            return None
+        if relation.oid != seen.oid:
+            return "the table was made anew"
+        if self.route.drift_mark == "passed over":
+            return "the table did not fit the mapping for a while"
+        if seen.publication != self.sight.publication:
+            return "the publication was altered, and rows written meanwhile are lost to the stream"
+        return "the mapping was changed" if seen.meaning != self.route.config.meaning else None
+
+
+async def survey(connection: Connection, config: Config, state: State, types: dict[int, int]) -> list[Finding]:
+    """Look at the mapped tables before the start, parents first.
+
+    A mapping that is new, or was changed, has to fit as it is written; only where the table has changed since is it
+    drift. ``types`` is filled with those of users. Raises psycopg's errors.
+    """
+    types.update(await load_types(connection))
+    paused = state.paused()
+    found = []
+    for one in order(config.maps):
+        route = Route(one, types)
+        route.paused = paused.get(one.name)
+        route.seen, route.drift_mark = state.seen(one.name), state.drift_mark(one.name)
+        found.append(await _find(connection, config.postgres.publication, route))
+    return found
+
+
+async def _find(connection: Connection, publication: str, route: Route) -> Finding:
+    seen = route.seen
+    sight = await look(connection, publication, route.config.table, seen.oid if seen else 0)
+    if seen is None or seen.meaning != route.config.meaning:
+        return Finding(route, sight)
+    drift = route.table_drift(sight)
+    resumed = route.drift_mark is not None and route.paused is None
+    if drift is not None and (resumed or route.config.on_drift == "warn"):
+        return Finding(route, sight, route.table_drift(sight, anew=True), accepted=drift)
+    return Finding(route, sight, drift)
+
+
+def tables(found: Iterable[Finding]) -> dict[str, str | None]:
+    """Return the tables to publish, under their present names, each with the row filter that its mappings share."""
+    return {
+        one.sight.relation.table if one.sight.relation is not None else one.route.config.table: one.route.config.where
+        for one in found
+        if one.drift is None or one.drift.readable
+    }
+
+
+async def publish(connection: Connection, settings: PostgresConfig, found: Sequence[Finding]) -> None:
+    """See that the publication covers the tables that fit, and note their membership. Raises as ensure_publication."""
+    wanted = tables(found)
+    if wanted:
+        await ensure_publication(connection, settings.publication, wanted, create=settings.create)
+    for one in found:
+        if one.sight.relation is not None:
+            one.sight = await look(connection, settings.publication, one.sight.relation.table, one.sight.relation.oid)
+
+
+class Guard:
+    """The watch over one daemon's tables. ``gap`` may be called from the event loop at any time."""
+
+    def __init__(
+        self, settings: PostgresConfig, pipeline: Pipeline, log: structlog.typing.FilteringBoundLogger
+    ) -> None:
+        self._settings = settings
+        self._pipeline = pipeline
+        self._log = log
+        self._gap: str | None = None
+        self._wake = asyncio.Event()
+
+    def start(self, found: Iterable[Finding]) -> None:
+        """Take the tables up as they were found, before the stream starts. Raises SourceError as ``on_drift`` says."""
+        for one in found:
+            if one.drift is not None:
+                self._pipeline.drift(one.route, one.drift)
+            if one.fits:
+                self._adopt(one)
+
+    def gap(self, reason: str) -> None:
+        """Take note that the stream has lost rows of any table."""
+        self._log.error("rows are lost to the stream", reason=reason)
+        self._gap = reason
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Look for ever. Raises SourceError for what is to end the daemon."""
+        while True:
+            try:
+                async with await connect(self._settings.dsn) as connection:
+                    await self._watch(connection)
+            except (psycopg.Error, SourceUnavailableError) as error:
+                self._log.debug("the tables cannot be looked at", reason=str(error))
+            await self._pause()
+
+    async def _watch(self, connection: Connection) -> None:
+        """Look again whenever something in the catalogs has changed, or a person has resumed a mapping."""
+        looked = ""
+        while True:
+            now = await self._fingerprint(connection)
+            if now != looked or self._gap or any(route.drift_mark and not route.paused for route in self._routes):
+                await self._look(connection)
+                looked = now
+            await self._pause()
+
+    async def _pause(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._wake.wait()
+        self._wake.clear()
+
+    @property
+    def _routes(self) -> list[Route]:
+        return [route for lane in self._pipeline.lanes for route in lane.routes]
+
+    async def _fingerprint(self, connection: Connection) -> str:
+        names = {route.config.table for route in self._routes}
+        oids = {route.seen.oid for route in self._routes if route.seen}
+        return await fingerprint(connection, self._settings.publication, sorted(names), sorted(oids))
+
+    async def _look(self, connection: Connection) -> None:
+        gap = self._gap
+        found = [await _find(connection, self._settings.publication, route) for route in self._routes]
+        for one in found:
+            if one.drift is not None:
+                self._pipeline.drift(one.route, one.drift)
+        due = [one for one in found if one.fits and (gap or self._is_due(one))]
+        if due or any(one.drift is not None and one.sight.publication is not None for one in found):
+            await self._mend(connection, found)
+        for one in due:
+            self._adopt(one, gap)
+        if self._gap is gap:
+            self._gap = None
+
+    @staticmethod
+    def _is_due(one: Finding) -> bool:
+        return bool(one.route.drift_mark or one.accepted or one.why_compare)
+
+    async def _mend(self, connection: Connection, found: Sequence[Finding]) -> None:
+        """Put the publication right; where that is not ours to do, pause the mappings that it lacks."""
+        try:
+            await publish(connection, self._settings, found)
+        except SourceError as error:
+            for one in found:
+                if one.fits and one.sight.publication is None:
+                    self._pipeline.drift(one.route, Drift(error.message, error.hint, readable=False))
+
+    def _adopt(self, one: Finding, gap: str | None = None) -> None:
+        """Let a mapping work on its table as it is now, and compare the CRM with it where rows may be missing."""
+        reason, relation = gap or one.why_compare, one.sight.relation
+        if relation is None or one.sight.publication is None:
+            return
+        if one.accepted is not None:
+            self._log.warning("the table has changed", map=one.route.name, reason=one.accepted.reason)
+        self._pipeline.adopt(one.route, relation, one.sight.publication, reason)
