@@ -11,60 +11,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
-import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import BackfillState, Checkpoint, DriftMark, Identity, Job, Known, Reject, Seen, Tick
-from cdcsync.errors import StateError
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
-
-SCHEMA_VERSION = 1
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE mapping (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE relation (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
-CREATE TABLE shape (id INTEGER PRIMARY KEY, fields TEXT NOT NULL UNIQUE);
-CREATE TABLE journal (
-  mapping INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL,
-  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
-  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
-  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
-  PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
-CREATE INDEX cold ON journal (mapping, first_lsn, first_ordinal) WHERE job = -2;
-CREATE TABLE ledger (
-  mapping INTEGER NOT NULL, key TEXT NOT NULL, crm_id TEXT, shape INTEGER NOT NULL, hashes BLOB NOT NULL,
-  links TEXT, lsn INTEGER NOT NULL, ordinal INTEGER NOT NULL, at REAL NOT NULL,
-  PRIMARY KEY (mapping, key)) WITHOUT ROWID;
-CREATE TABLE reject (
-  mapping INTEGER NOT NULL, key TEXT NOT NULL,
-  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
-  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
-  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
-  code TEXT NOT NULL, field TEXT, message TEXT NOT NULL, at REAL NOT NULL,
-  PRIMARY KEY (mapping, key)) WITHOUT ROWID;
-CREATE TABLE job (
-  id INTEGER PRIMARY KEY, mapping INTEGER NOT NULL, op TEXT NOT NULL, state TEXT NOT NULL, crm_job TEXT,
-  planned REAL NOT NULL, records INTEGER NOT NULL, digest TEXT NOT NULL);
-CREATE TABLE counter (lane TEXT NOT NULL, name TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (lane, name))
-  WITHOUT ROWID;
-CREATE TABLE horizon (lane TEXT PRIMARY KEY, lsn INTEGER NOT NULL, ordinal INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE sent_link (mapping INTEGER NOT NULL, key TEXT NOT NULL, slot TEXT NOT NULL, crm_id TEXT NOT NULL,
-  PRIMARY KEY (mapping, key, slot, crm_id)) WITHOUT ROWID;
-CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE backfill (mapping INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER NOT NULL, estimate INTEGER NOT NULL,
-  done INTEGER NOT NULL) WITHOUT ROWID;
-"""
-
-_MIGRATIONS: dict[int, str] = {}
-"""Schema version → the statements that lead to the next one."""
+from cdcsync.state_file import StateFile
 
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
@@ -74,10 +30,9 @@ _LOOKUP_CHUNK = 500
 class State:
     """The open state file. ``State.open`` for the daemon (exclusive), ``State.read`` for commands beside it."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path, lock: IO[str] | None) -> None:
-        self._db = db
-        self.path = path
-        self._lock = lock
+    def __init__(self, file: StateFile) -> None:
+        self._db = file
+        self.path = file.path
         self._mapping_ids: dict[str, int] = {}
         self._relation_ids: dict[Relation, int] = {}
         self._relations: dict[int, Relation] = {}
@@ -87,55 +42,21 @@ class State:
     @classmethod
     def open(cls, path: Path) -> State:
         """Open or create the file for writing, alone. Raises StateError when it cannot be used."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            path.chmod(0o600)
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        except OSError as error:
-            raise StateError(
-                f"cannot open the state file {path}: {error.strerror}",
-                hint="Give the daemon's user a writable directory in [state] path.",
-            ) from error
-        state = cls(db, path, lock)
-        try:
-            state._prepare()
-        except sqlite3.DatabaseError as error:
-            state.close()
-            raise _damaged(path, error) from error
-        except StateError:
-            state.close()
-            raise
-        return state
+        return cls(StateFile.open(path))
 
     @classmethod
     def read(cls, path: Path) -> State:
         """Open an existing file read-only, beside a running daemon. Raises StateError."""
-        if not path.exists():
-            raise StateError(
-                f"there is no state file at {path}", hint="Has `cdcsync run` been started with this config?"
-            )
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        state = cls(db, path, None)
-        try:
-            state._check_version()
-        except sqlite3.DatabaseError as error:
-            state.close()
-            raise _damaged(path, error) from error
-        return state
+        return cls(StateFile.read(path))
 
     @classmethod
     def beside(cls, path: Path) -> State:
         """Open an existing file for a small change beside a running daemon. Raises StateError."""
-        cls.read(path).close()
-        return cls(sqlite3.connect(path, isolation_level=None, timeout=10), path, None)
+        return cls(StateFile.beside(path))
 
     def close(self) -> None:
         """Close the file and release the lock."""
         self._db.close()
-        if self._lock is not None:
-            self._lock.close()
 
     # --- identity and checkpoint
 
@@ -458,70 +379,24 @@ class State:
 
     # --- inside
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # FULL: what is confirmed to PostgreSQL must survive a power cut, not only a crash of the process.
-        self._db.execute("PRAGMA synchronous = FULL")
-        if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise _damaged(self.path, None)
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables == 0:
-            with self._transaction():
-                for statement in _SCHEMA.split(";"):
-                    self._db.execute(statement)
-                self._set_meta("schema_version", str(SCHEMA_VERSION))
-        self._migrate()
-
-    def _migrate(self) -> None:
-        version = self._check_version()
-        while version < SCHEMA_VERSION:
-            with self._transaction():
-                for statement in _MIGRATIONS[version].split(";"):
-                    self._db.execute(statement)
-                version += 1
-                self._set_meta("schema_version", str(version))
-
-    def _check_version(self) -> int:
-        version = int(self._meta("schema_version") or 0)
-        if version == 0:
-            raise StateError(
-                f"{self.path} is not a state file of cdcsync", hint="Point [state] path at a file of its own."
-            )
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"the state file {self.path} was written by a newer cdcsync (schema {version}, this one knows "
-                f"{SCHEMA_VERSION})",
-                hint="Upgrade cdcsync; an older one must not touch the file.",
-            )
-        return version
-
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         """Write whole or not at all. Raises StateError (disk full, locked by another process for long, …)."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            with self._db.transaction():
+                yield
+        except BaseException:
             # Ids given out in this transaction are gone with it.
             self._mapping_ids.clear()
             self._relation_ids.clear()
             self._shape_ids.clear()
-            if not isinstance(error, sqlite3.Error):
-                raise
-            raise StateError(
-                f"cannot write the state file {self.path}: {error}",
-                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
-            ) from error
+            raise
 
     def _meta(self, key: str) -> str | None:
-        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        return self._db.meta(key)
 
     def _set_meta(self, key: str, value: str) -> None:
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+        self._db.set_meta(key, value)
 
     def _write_job(self, number: int, job: Job | None) -> None:
         if job is None:
@@ -583,7 +458,7 @@ class State:
 
     def _id_of(self, table: str, column: str, value: str) -> int:
         row = self._db.execute(f"SELECT id FROM {table} WHERE {column} = ?", (value,)).fetchone()  # noqa: S608 — our names
-        if row is None and self._lock is None:
+        if row is None and not self._db.alone:
             return 0
         if row is None:
             return int(self._db.execute(f"INSERT INTO {table} ({column}) VALUES (?)", (value,)).lastrowid or 0)  # noqa: S608
@@ -600,26 +475,6 @@ class State:
             body = self._db.execute("SELECT fields FROM shape WHERE id = ?", (number,)).fetchone()[0]
             self._shapes[number] = tuple(json.loads(body))
         return self._shapes[number]
-
-
-def _lock(path: Path) -> IO[str]:
-    lock = path.with_name(path.name + ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise StateError(
-            f"another cdcsync is running with the state file {path}",
-            hint="Stop it first, or give this one its own [state] path and slot.",
-        ) from error
-    return lock
-
-
-def _damaged(path: Path, error: Exception | None) -> StateError:
-    return StateError(
-        f"the state file {path} is damaged{f': {error}' if error else ''}",
-        hint="Keep a copy, remove it, drop the slot with `cdcsync slot drop`, and start again: rows are copied anew.",
-    )
 
 
 def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:

@@ -12,7 +12,8 @@ from cdcsync.coalesce import PendingRow
 from cdcsync.entries import BackfillState, Identity, Job, Known, Reject, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import Column, JobState, Op, Position, Relation
-from cdcsync.state import SCHEMA_VERSION, State
+from cdcsync.state import State
+from cdcsync.state_schema import SCHEMA_VERSION
 
 RELATION = Relation(7, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
 
