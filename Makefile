@@ -1,6 +1,7 @@
 # Everything runs from .venv, which is made on the first use. Needed: Python 3.11 or newer, git, make.
 #   make demo              the whole thing on your machine, until Ctrl-C (make demo SECONDS=30: ends by itself)
 #   make test              all tests in random order; prints the seed (again: make test ARGS=--randomly-seed=N)
+#   make test-postgres     the tests that need a server, on another PostgreSQL: PGBIN=/usr/lib/postgresql/17/bin
 #   make check             what CI runs
 
 # The first interpreter that is new enough; override with make PYTHON=/path/to/python.
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint types format bench build check clean
+.PHONY: help venv demo test test-postgres lint types format bench build check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -31,6 +32,11 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest -n 2 $(ARGS)
+
+test-postgres: $(READY)
+	@test -x "$(PGBIN)/postgres" || \
+	  { echo "name a directory with PostgreSQL's programs: make test-postgres PGBIN=/usr/lib/postgresql/17/bin" >&2; exit 1; }
+	CDCSYNC_TEST_PGBIN=$(PGBIN) $(BIN)/pytest -n 2 tests/pg tests/faults $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -1,7 +1,8 @@
 """What all tests share: a real PostgreSQL, the sandbox CRMs, free ports.
 
-``CDCSYNC_TEST_DSN`` points the tests at another server (a superuser's URI or conninfo, ``wal_level = logical``);
-else each xdist worker starts an embedded one of version ``CDCSYNC_TEST_PG`` (16 unless said otherwise).
+Each xdist worker starts a private server: from the programs in the directory ``CDCSYNC_TEST_PGBIN``, else the embedded
+one of version ``CDCSYNC_TEST_PG`` (16 unless said otherwise). ``CDCSYNC_TEST_DSN`` points the tests at a server that
+runs already (a superuser's URI or conninfo, ``wal_level = logical``); tests that stop a server still start their own.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ class ExternalPostgres:
         return make_conninfo(self._dsn, dbname=dbname)
 
 
-def embedded_version() -> int:
-    """Return the major version of PostgreSQL that the tests embed."""
-    return int(os.environ.get("CDCSYNC_TEST_PG", "16"))
+def private_server(directory: Path) -> EmbeddedPostgres:
+    """Return a server of the chosen kind, to be started."""
+    given = os.environ.get("CDCSYNC_TEST_PGBIN")
+    version = int(os.environ.get("CDCSYNC_TEST_PG", "16"))
+    return EmbeddedPostgres(directory, version, binaries=Path(given) if given else None)
 
 
 @contextlib.contextmanager
@@ -68,21 +71,21 @@ def pg_server() -> Iterator[Server]:
     if dsn := os.environ.get("CDCSYNC_TEST_DSN"):
         yield ExternalPostgres(dsn)
         return
-    with server_home() as directory, EmbeddedPostgres(directory, embedded_version()) as server:
+    with server_home() as directory, private_server(directory) as server:
         yield server
 
 
 @pytest.fixture
 def server_directory() -> Iterator[Path]:
-    """Give a directory for an embedded server; pytest's own are closed to the user that it may run as."""
+    """Give a directory for a private server; pytest's own are closed to the user that it may run as."""
     with server_home() as directory:
         yield directory
 
 
 @pytest.fixture
 def own_pg_server(server_directory: Path) -> Iterator[EmbeddedPostgres]:
-    """Give a started embedded server of the test's own, to configure, stop, kill and restart."""
-    with EmbeddedPostgres(server_directory, embedded_version()) as server:
+    """Give a started private server of the test's own, to configure, stop, kill and restart."""
+    with private_server(server_directory) as server:
         yield server
 
 

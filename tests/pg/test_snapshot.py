@@ -22,7 +22,7 @@ from tests.polling import eventually_async
 from tests.proxy import Proxy
 
 TYPES = {
-    "numeric": ["'NaN'", "'-Infinity'", "1.10", "1e-400", "123456789012345678901234567890.5"],
+    "numeric": ["'NaN'", "1.10", "1e-400", "123456789012345678901234567890.5"],
     "float8": ["'-Infinity'", "'-0'", "5e-324", "1.7976931348623157e308", "0.1"],
     "float4": ["0.1", "'NaN'", "16777216"],
     "int8": ["-9223372036854775808", "9223372036854775807"],
@@ -46,7 +46,6 @@ TYPES = {
     "pair": ["""ROW('x, "y"', 3)"""],
     "numrange": ["'empty'", "'(,)'", "'[1.5,2.5)'"],
     "tstzrange": ["'[2024-01-01,infinity]'"],
-    "datemultirange": ["'{}'", "'{[2024-01-01,2024-01-05),[2024-02-01,2024-02-03)}'"],
     "uuid": ["'A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A11'"],
     "inet": ["'10.0.0.1/8'", "'::1'"],
     "cidr": ["'10.0.0.0/8'"],
@@ -57,12 +56,24 @@ TYPES = {
     "point": ["'(0.1,-2e-300)'"],
     "box[]": ["'{(2,2),(1,1);(4,4),(3,3)}'"],
 }
+TYPES_14 = {
+    "numeric": [*TYPES["numeric"], "'-Infinity'"],
+    "datemultirange": ["'{}'", "'{[2024-01-01,2024-01-05),[2024-02-01,2024-02-03)}'"],
+}
+"""What came with PostgreSQL 14."""
+
+
+def version(dsn: str) -> int:
+    """Return the server's major version."""
+    ((number,),) = execute(dsn, "SELECT current_setting('server_version_num')::int / 10000")
+    return int(number)
 
 
 async def test_rows_are_byte_for_byte_what_the_stream_sends(pg: str) -> None:
     """For each type the copied tuple equals the streamed one, whatever formats the database has as its defaults."""
     name = conninfo_to_dict(pg)["dbname"]
-    columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(TYPES))
+    types = TYPES | TYPES_14 if version(pg) >= 14 else TYPES
+    columns = ", ".join(f"c{number} {kind}" for number, kind in enumerate(types))
     execute(
         pg,
         "CREATE TYPE mood AS ENUM ('so so')",
@@ -81,9 +92,9 @@ async def test_rows_are_byte_for_byte_what_the_stream_sends(pg: str) -> None:
         ),
     )
     stream = await SlotStream.open(pg)
-    rows = max(map(len, TYPES.values()))
+    rows = max(map(len, types.values()))
     for number in range(rows + 1):
-        values = ", ".join(samples[number] if number < len(samples) else "NULL" for samples in TYPES.values())
+        values = ", ".join(samples[number] if number < len(samples) else "NULL" for samples in types.values())
         execute(pg, f"INSERT INTO t VALUES ({number}, {values})")
     streamed = [change.new for _, change in await stream.poll() if isinstance(change, Change)]
     await stream.close()
@@ -149,6 +160,8 @@ async def test_position_is_reached_when_the_wal_ends_with_a_page(pg: str) -> Non
 )
 async def test_all_kinds_of_keys(pg: str, columns: str, key: list[str], rows: list[str]) -> None:
     """Keys of any type, order and content page through the table: each row once, in the server's order."""
+    if version(pg) < 14:
+        rows = [row for row in rows if row != "('Infinity')"]  # numeric has it since 14
     execute(pg, f"CREATE TABLE t ({columns})", f"INSERT INTO t VALUES {', '.join(rows)}")
     copy = await copy_of(pg, "t", *key, chunk_rows=2)
     await copy.run()

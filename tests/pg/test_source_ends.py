@@ -26,7 +26,7 @@ async def refused(db: Setup, *, start: int | None = None, expected: SlotIdentity
     with pytest.raises(SourceError) as caught:
         await asyncio.wait_for(reader.source.run(db.start if start is None else start, expected or db.identity), 20)
     assert caught.value.hint
-    assert reader.events == []
+    assert reader.changes == []
     return caught.value
 
 
