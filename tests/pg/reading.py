@@ -84,11 +84,12 @@ class Reader:
     confirms: bool = True
     events: list[Event] = field(default_factory=list)
     connections: int = 0
+    gaps: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         settings = PostgresConfig.model_validate({"dsn": self.dsn, "slot": self.slot})
         log = structlog.get_logger()
-        self.source = Source(settings, sink=self.take, log=log, on_connect=self.connected)
+        self.source = Source(settings, sink=self.take, log=log, on_connect=self.connected, on_gap=self.gaps.append)
 
     def take(self, events: list[Event]) -> None:
         """Keep events, and confirm what is complete."""

@@ -62,14 +62,28 @@ async def test_a_server_that_lost_wal_is_final(db: Setup) -> None:
     assert "restored from a backup" in (await refused(db, start=1 << 60)).message
 
 
+def up_to_17(db: Setup) -> None:
+    """Skip where a slot survives that its publication was missing."""
+    if server_version(db.connection) >= 180000:
+        pytest.skip("from PostgreSQL 18 on the slot goes on")
+
+
+def from_18(db: Setup) -> None:
+    """Skip where a slot is stuck for good when its publication was missing."""
+    if server_version(db.connection) < 180000:
+        pytest.skip("up to PostgreSQL 17 the slot is stuck")
+
+
 async def test_a_missing_publication_is_final(db: Setup) -> None:
-    """Without the publication nothing would be sent, silently from version 18 on."""
+    """The slot will be stuck at the rows that were written without it."""
+    up_to_17(db)
     await db.execute("DROP PUBLICATION cdcsync")
     assert "no publication" in (await refused(db)).message
 
 
 async def test_a_publication_that_goes_while_streaming_is_final(db: Setup) -> None:
-    """Up to 17 the server ends the stream, from 18 on it leaves rows out with a warning; both end the source."""
+    """The server ends the stream, and the slot is stuck."""
+    up_to_17(db)
     reader = Reader(db.dsn, db.slot)
     task = asyncio.ensure_future(reader.source.run(db.start, db.identity))
     await eventually_async(lambda: reader.source.connected)
@@ -80,13 +94,47 @@ async def test_a_publication_that_goes_while_streaming_is_final(db: Setup) -> No
     assert "cdcsync slot reset" in caught.value.hint
 
 
-async def test_a_publication_made_anew_does_not_hide_the_gap(db: Setup) -> None:
-    """Rows written while there was no publication are lost to the stream, whatever is there later."""
+async def test_a_publication_made_anew_does_not_mend_the_slot(db: Setup) -> None:
+    """Rows written while there was no publication cannot be passed, whatever is there later."""
+    up_to_17(db)
     await db.execute("DROP PUBLICATION cdcsync")
     await db.execute("INSERT INTO t VALUES (1)")
     await db.execute("CREATE PUBLICATION cdcsync FOR TABLE t")
     await db.execute("INSERT INTO t VALUES (2)")
     assert "publication" in (await refused(db)).message
+
+
+async def test_a_publication_that_goes_leaves_a_gap(db: Setup) -> None:
+    """The stream goes on without the rows written meanwhile, which is told: also if it was all over before we came."""
+    from_18(db)
+    async with reading(db) as reader:
+        await db.execute("DROP PUBLICATION cdcsync")
+        await db.execute("INSERT INTO t VALUES (1)")
+        await eventually_async(lambda: reader.gaps, what="the gap is not noticed")
+        await db.execute("CREATE PUBLICATION cdcsync FOR TABLE t")
+        await db.execute("INSERT INTO t VALUES (2)")
+        await eventually_async(lambda: reader.keys == [b"2"], what=f"{reader.keys}")
+    start = await db.confirmed()
+    await db.execute("DROP PUBLICATION cdcsync")
+    await db.execute("INSERT INTO t VALUES (3)")
+    await db.execute("CREATE PUBLICATION cdcsync FOR TABLE t")
+    await db.execute("INSERT INTO t VALUES (4)")
+    async with reading(db, start=start) as reader:
+        await eventually_async(lambda: reader.keys == [b"4"], what=f"{reader.keys}")
+        assert reader.gaps
+
+
+async def test_a_missing_publication_is_waited_for(db: Setup) -> None:
+    """It is made anew beside the source, which says what it waits for."""
+    from_18(db)
+    await db.execute("DROP PUBLICATION cdcsync")
+    reader = Reader(db.dsn, db.slot)
+    task = asyncio.ensure_future(reader.source.run(db.start, db.identity))
+    await eventually_async(lambda: "no publication" in (reader.source.last_error or ""))
+    await db.execute("CREATE PUBLICATION cdcsync FOR TABLE t")
+    await eventually_async(lambda: reader.source.connected)
+    await reader.source.stop()
+    await asyncio.wait_for(task, 10)
 
 
 async def test_a_two_phase_slot_is_final(db: Setup) -> None:
