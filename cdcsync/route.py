@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from cdcsync.backlog import Backlog
 from cdcsync.config import MapConfig
-from cdcsync.entries import BackfillState
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
 
@@ -24,7 +23,13 @@ class Route:
     fields: tuple[str, ...] = field(init=False)
     children: list[Route] = field(default_factory=list)
     """Mappings of the same CRM whose rows refer to records of this one."""
-    backfill: BackfillState | None = None
+    whole: bool = False
+    """Whether all rows of the table were copied once."""
+    read: int = 0
+    """Rows that the last finished copy read."""
+    emitted: int = 0
+    """Chunks of copies that were fed; those up to ``written`` are in the state file."""
+    written: int = 0
     paused: str | None = None
     deferred: set[str] = field(default_factory=set)
     """Keys of deletes that wait for rows of the children."""
@@ -48,7 +53,7 @@ class Route:
     @property
     def copied(self) -> bool:
         """Whether every row of the table was offered to the CRM once, so that an unknown parent is a missing one."""
-        return not self.config.backfill or (self.backfill is not None and self.backfill.done)
+        return not self.config.backfill or self.whole
 
     def mapper(self, relation: Relation) -> RowMapper:
         """Return the mapper for a table shape. Raises ConfigError where the mapping does not fit it."""

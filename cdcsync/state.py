@@ -20,11 +20,11 @@ from typing import IO, Any
 
 from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
-from cdcsync.entries import BackfillState, Checkpoint, Identity, Job, Known, Reject, Tick
+from cdcsync.entries import Checkpoint, CopyState, Identity, Job, Known, Reject, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -58,15 +58,41 @@ CREATE TABLE horizon (lane TEXT PRIMARY KEY, lsn INTEGER NOT NULL, ordinal INTEG
 CREATE TABLE sent_link (mapping INTEGER NOT NULL, key TEXT NOT NULL, slot TEXT NOT NULL, crm_id TEXT NOT NULL,
   PRIMARY KEY (mapping, key, slot, crm_id)) WITHOUT ROWID;
 CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE backfill (mapping INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER NOT NULL, estimate INTEGER NOT NULL,
-  done INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-_MIGRATIONS: dict[int, str] = {}
+_COPIES = """
+CREATE TABLE copy (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, mapping TEXT NOT NULL, reason TEXT NOT NULL, requested REAL NOT NULL,
+  condition TEXT, keys TEXT, sweep INTEGER NOT NULL, automatic INTEGER NOT NULL, started INTEGER NOT NULL DEFAULT 0,
+  cursor TEXT, rows INTEGER NOT NULL DEFAULT 0, estimate INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
+  finished REAL, error TEXT);
+CREATE TABLE met (copy INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (copy, key)) WITHOUT ROWID;
+"""
+
+_MIGRATIONS = {
+    # A copy that had to sweep at its end kept what it met in memory: it begins anew.
+    1: _COPIES  # noqa: S608 — two constants
+    + """
+INSERT INTO copy (mapping, reason, requested, sweep, automatic, started, cursor, rows, estimate, read, finished)
+  SELECT m.name, CASE WHEN s.key IS NULL THEN 'first copy' ELSE 'changes went unseen' END,
+    strftime('%s', 'now'), s.key IS NOT NULL, 1, s.key IS NULL,
+    CASE WHEN s.key IS NULL THEN b.cursor END, CASE WHEN s.key IS NULL THEN b.rows ELSE 0 END, b.estimate,
+    s.key IS NULL AND b.done, CASE WHEN s.key IS NULL AND b.done THEN strftime('%s', 'now') END
+  FROM backfill b JOIN mapping m ON m.id = b.mapping LEFT JOIN meta s ON s.key = 'sweep:' || m.name;
+DELETE FROM meta WHERE key IN (SELECT 'sweep:' || mapping FROM copy);
+UPDATE meta SET value = 'changes went unseen' WHERE key LIKE 'sweep:%';
+DROP TABLE backfill
+""",
+}
 """Schema version → the statements that lead to the next one."""
 
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
+_COPY = (
+    "id, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, rows, estimate, read, "
+    "finished, error"
+)
+_WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
 _LOOKUP_CHUNK = 500
 
 
@@ -118,7 +144,10 @@ class State:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         state = cls(db, path, None)
         try:
-            state._check_version()
+            state._check_version(oldest=SCHEMA_VERSION)
+        except StateError:
+            state.close()
+            raise
         except sqlite3.DatabaseError as error:
             state.close()
             raise _damaged(path, error) from error
@@ -161,15 +190,20 @@ class State:
     def unbind(self) -> None:
         """Forget slot and position, and let every table be copied again; the ledger stays, so only differences go.
 
-        Records whose rows went away meanwhile are found at the end of that copy (``sweeping``).
+        Records whose rows went away meanwhile are found at the end of that copy. Copies that were asked for and are
+        not done begin anew: what they have read may have changed unseen.
         """
         with self._transaction():
             names = [name for (name,) in self._db.execute("SELECT name FROM mapping").fetchall()]
             self._db.execute("DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'intended_slot')")
-            self._db.execute("DELETE FROM backfill")
             self._db.execute("DELETE FROM horizon")
+            self._db.execute("DELETE FROM met")
+            self._db.execute("DELETE FROM copy WHERE automatic OR finished IS NOT NULL")
+            self._db.execute(
+                "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
+            )
             for name in names:
-                self._set_meta(f"sweep:{name}", "1")
+                self._set_meta(f"sweep:{name}", "the slot was given up")
 
     def retire(self, configured: Collection[str]) -> list[str]:
         """Note which mappings are not configured now: when one is again, its table is copied and swept anew.
@@ -177,12 +211,13 @@ class State:
         What changed meanwhile was not seen. Returns the mappings that were configured before.
         """
         with self._transaction():
-            copied = self._db.execute("SELECT id, name FROM mapping WHERE id IN (SELECT mapping FROM backfill)")
-            retired = [(number, name) for number, name in copied.fetchall() if name not in configured]
-            for number, name in retired:
-                self._db.execute("DELETE FROM backfill WHERE mapping = ?", (number,))
-                self._set_meta(f"sweep:{name}", "1")
-        return [name for _, name in retired]
+            known = [name for (name,) in self._db.execute("SELECT DISTINCT mapping FROM copy").fetchall()]
+            retired = [name for name in known if name not in configured]
+            for name in retired:
+                self._db.execute("DELETE FROM met WHERE copy IN (SELECT id FROM copy WHERE mapping = ?)", (name,))
+                self._db.execute("DELETE FROM copy WHERE mapping = ?", (name,))
+                self._set_meta(f"sweep:{name}", "it was not configured for a while")
+        return retired
 
     def unmapped(self, lane: str, configured: Collection[str]) -> int:
         """Count a lane's unsettled and parked rows of mappings that are not configured now; they are kept."""
@@ -190,15 +225,6 @@ class State:
         names = {name.removeprefix(prefix) for name in self.counters(lane) if name.startswith(prefix)} - set(configured)
         pending = self.pending()
         return sum(pending.get(name, 0) + len(self.reject_keys(name)) for name in names)
-
-    def sweeping(self, mapping: str) -> bool:
-        """Whether the copy under way has to end with deleting the records whose rows it did not see."""
-        return self._meta(f"sweep:{mapping}") is not None
-
-    def swept(self, mapping: str) -> None:
-        """Note that those records have been found."""
-        with self._transaction():
-            self._db.execute("DELETE FROM meta WHERE key = ?", (f"sweep:{mapping}",))
 
     def checkpoint(self) -> Checkpoint:
         """Return where the stream goes on."""
@@ -241,6 +267,119 @@ class State:
         """Lift a mapping's pause; returns whether there was one."""
         with self._transaction():
             return self._db.execute("DELETE FROM pause WHERE mapping = ?", (mapping,)).rowcount > 0
+
+    # --- copies
+
+    def request_resync(
+        self,
+        mapping: str,
+        reason: str,
+        now: float,
+        *,
+        condition: str | None = None,
+        keys: Sequence[str] = (),
+        sweep: bool = True,
+        estimate: int = 0,
+    ) -> None:
+        """Ask for a mapping's rows to be copied: all, those that meet a ``condition`` (SQL), or those with ``keys``.
+
+        ``sweep``: what is not met is deleted from the CRM, of all records or of those with ``keys``; with a condition
+        nothing is. A daemon that runs takes the request up within a second or two, another one at its start. One for
+        all rows that has not begun takes a further one in.
+        """
+        with self._transaction():
+            self._request(mapping, reason, now, sweep=sweep, condition=condition, keys=keys, estimate=estimate)
+
+    def want_copy(self, mapping: str, now: float) -> None:
+        """Ask for a mapping's first copy unless all its rows are, or are going to be, copied already."""
+        with self._transaction():
+            whole = f"SELECT 1 FROM copy WHERE mapping = ? AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
+            if self._db.execute(whole, (mapping,)).fetchone() is None:
+                unseen = self._meta(f"sweep:{mapping}")
+                self._request(mapping, unseen or "first copy", now, sweep=unseen is not None, automatic=True)
+            self._db.execute("DELETE FROM meta WHERE key = ?", (f"sweep:{mapping}",))
+
+    def _request(
+        self,
+        mapping: str,
+        reason: str,
+        now: float,
+        *,
+        sweep: bool,
+        condition: str | None = None,
+        keys: Sequence[str] = (),
+        automatic: bool = False,
+        estimate: int = 0,
+    ) -> None:
+        sweep = sweep and condition is None
+        if condition is None and not keys:
+            taken = self._db.execute(
+                "UPDATE copy SET sweep = sweep OR ?, automatic = automatic AND ?, reason = ? WHERE mapping = ? "  # noqa: S608 — constant
+                f"AND NOT started AND finished IS NULL AND {_WHOLE_TABLE}",
+                (sweep, automatic, reason, mapping),
+            )
+            if taken.rowcount:
+                return
+        self._db.execute(
+            "INSERT INTO copy (mapping, reason, requested, condition, keys, sweep, automatic, estimate) "
+            "VALUES (?,?,?,?,?,?,?,?)",
+            (mapping, reason, now, condition, json.dumps(list(keys)) if keys else None, sweep, automatic, estimate),
+        )
+
+    def copies(self) -> list[CopyState]:
+        """Return the copies that are not finished, in the order in which they were asked for."""
+        return [_copy(row) for row in self._db.execute(f"SELECT {_COPY} FROM copy WHERE finished IS NULL ORDER BY id")]  # noqa: S608 — constant
+
+    def last_copy(self, mapping: str) -> CopyState | None:
+        """Return the copy that is under way for a mapping, or else the one that finished last."""
+        row = self._db.execute(
+            f"SELECT {_COPY} FROM copy WHERE mapping = ? ORDER BY finished IS NOT NULL, started DESC, "  # noqa: S608 — constant
+            "CASE WHEN finished IS NULL THEN id ELSE -finished END LIMIT 1",
+            (mapping,),
+        ).fetchone()
+        return None if row is None else _copy(row)
+
+    def copied(self, mapping: str) -> bool:
+        """Whether all rows of a mapping's table were copied once."""
+        query = f"SELECT 1 FROM copy WHERE mapping = ? AND finished IS NOT NULL AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
+        return self._db.execute(query, (mapping,)).fetchone() is not None
+
+    def begin_copy(self, number: int) -> CopyState:
+        """Note that a copy begins, so that later requests are not taken into it; returns it as it is now."""
+        with self._transaction():
+            self._db.execute("UPDATE copy SET started = 1 WHERE id = ?", (number,))
+            return _copy(self._db.execute(f"SELECT {_COPY} FROM copy WHERE id = ?", (number,)).fetchone())  # noqa: S608 — constant
+
+    def unmet(self, entry: CopyState, start: str, limit: int) -> list[str]:
+        """Return keys from ``start`` on, in order, of records that the CRM may have or get and that nobody met.
+
+        What the ledger knows without our having written it (records that were found to link to) is not ours to delete.
+        """
+        new = "AND NOT EXISTS (SELECT 1 FROM met WHERE copy = :copy AND met.key = s.key)"
+        rows = self._db.execute(
+            "SELECT key FROM ledger s WHERE mapping = :mapping AND key >= :start "  # noqa: S608 — constants
+            f"AND NOT (lsn = 0 AND ordinal = 0) {new} "
+            f"UNION SELECT key FROM journal s WHERE mapping = :mapping AND key >= :start {new} "
+            f"UNION SELECT key FROM reject s WHERE mapping = :mapping AND key >= :start {new} ORDER BY 1 LIMIT :limit",
+            {"copy": entry.id, "mapping": self._mapping_id(entry.mapping), "start": start, "limit": limit},
+        )
+        return [key for (key,) in rows]
+
+    def met(self, number: int) -> set[str]:
+        """Return the keys that a copy has met."""
+        return {key for (key,) in self._db.execute("SELECT key FROM met WHERE copy = ?", (number,))}
+
+    def finish_copy(self, entry: CopyState, now: float, error: str | None = None) -> None:
+        """Note that a copy is done, or why it will never be; of those finished before, only what still counts stays."""
+        same_kind = _WHOLE_TABLE if entry.whole else f"NOT ({_WHOLE_TABLE})"
+        with self._transaction():
+            self._db.execute("DELETE FROM met WHERE copy = ?", (entry.id,))
+            self._db.execute(
+                "DELETE FROM copy WHERE mapping = ? AND finished IS NOT NULL "  # noqa: S608 — constants
+                f"AND (error IS NOT NULL OR (? AND {same_kind}))",
+                (entry.mapping, error is None),
+            )
+            self._db.execute("UPDATE copy SET finished = ?, error = ? WHERE id = ?", (now, error, entry.id))
 
     # --- the tick
 
@@ -302,12 +441,12 @@ class State:
             self._write_job(number, job)
         execute("INSERT OR REPLACE INTO counter VALUES (?,?,?)", tick.counters)
         execute(
-            "INSERT OR REPLACE INTO backfill VALUES (?,?,?,?,?)",
-            [
-                (self._mapping_id(m), json.dumps(b.cursor) if b.cursor else None, b.rows, b.estimate, int(b.done))
-                for m, b in tick.backfills
-            ],
+            "UPDATE copy SET cursor = ?, rows = ?, estimate = ?, read = ? WHERE id = ?",
+            [(json.dumps(c.cursor) if c.cursor else None, c.rows, c.estimate, c.read, c.id) for c in tick.copies],
         )
+        execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
+        for mapping, reason, at, sweep in tick.resyncs:
+            self._request(mapping, reason, at, sweep=sweep)
         execute(
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],
@@ -362,11 +501,6 @@ class State:
                     crm_id, self._shape(shape), hashes, json.loads(links) if links else {}, Position(lsn, ordinal), at
                 )
         return found
-
-    def ledger_keys(self, mapping: str) -> list[str]:
-        """Return every key of a mapping that the CRM is known to hold."""
-        rows = self._db.execute("SELECT key FROM ledger WHERE mapping = ?", (self._mapping_id(mapping),))
-        return [key for (key,) in rows]
 
     def reject_keys(self, mapping: str) -> set[str]:
         """Return the keys of the parked rows."""
@@ -430,16 +564,6 @@ class State:
         )
         return {name: (lsn, since) for name, lsn, since in rows}
 
-    def backfill(self, mapping: str) -> BackfillState | None:
-        """Return how far a mapping's first copy is; None if it has not begun."""
-        row = self._db.execute(
-            "SELECT cursor, rows, estimate, done FROM backfill WHERE mapping = ?", (self._mapping_id(mapping),)
-        ).fetchone()
-        if row is None:
-            return None
-        cursor = tuple(json.loads(row[0])) if row[0] else None
-        return BackfillState(cursor, row[1], row[2], bool(row[3]))
-
     # --- inside
 
     def _prepare(self) -> None:
@@ -451,7 +575,7 @@ class State:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables == 0:
             with self._transaction():
-                for statement in _SCHEMA.split(";"):
+                for statement in (_SCHEMA + _COPIES).split(";"):
                     self._db.execute(statement)
                 self._set_meta("schema_version", str(SCHEMA_VERSION))
         self._migrate()
@@ -465,7 +589,7 @@ class State:
                 version += 1
                 self._set_meta("schema_version", str(version))
 
-    def _check_version(self) -> int:
+    def _check_version(self, oldest: int = 1) -> int:
         version = int(self._meta("schema_version") or 0)
         if version == 0:
             raise StateError(
@@ -476,6 +600,10 @@ class State:
                 f"the state file {self.path} was written by a newer cdcsync (schema {version}, this one knows "
                 f"{SCHEMA_VERSION})",
                 hint="Upgrade cdcsync; an older one must not touch the file.",
+            )
+        if version < oldest:
+            raise StateError(
+                f"the state file {self.path} is of an older cdcsync", hint="Start `cdcsync run` of this version first."
             )
         return version
 
@@ -584,6 +712,28 @@ class State:
             body = self._db.execute("SELECT fields FROM shape WHERE id = ?", (number,)).fetchone()[0]
             self._shapes[number] = tuple(json.loads(body))
         return self._shapes[number]
+
+
+def _copy(row: Sequence[Any]) -> CopyState:
+    number, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, *rest = row
+    rows, estimate, read, finished, error = rest
+    return CopyState(
+        id=number,
+        mapping=mapping,
+        reason=reason,
+        requested=requested,
+        condition=condition,
+        keys=tuple(json.loads(keys)) if keys else (),
+        sweep=bool(sweep),
+        automatic=bool(automatic),
+        started=bool(started),
+        cursor=tuple(json.loads(cursor)) if cursor else None,
+        rows=rows,
+        estimate=estimate,
+        read=bool(read),
+        finished=finished,
+        error=error,
+    )
 
 
 def _lock(path: Path) -> IO[str]:
