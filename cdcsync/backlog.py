@@ -75,10 +75,9 @@ class Backlog:
     def __len__(self) -> int:
         return len(self.fold.waiting) + len(self.in_flight) + len(self.cold)
 
-    @property
-    def keys(self) -> set[str]:
-        """Keys of the rows that are not settled, and of those that are parked."""
-        return {*self.fold.waiting, *self.in_flight, *self.cold, *self.parked}
+    def owes(self, key: str) -> bool:
+        """Whether a row under this key is not settled, or is parked."""
+        return any(key in rows for rows in (self.fold.waiting, self.in_flight, self.cold, self.parked))
 
     @property
     def moving(self) -> int:

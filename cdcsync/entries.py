@@ -66,14 +66,36 @@ class Job:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class BackfillState:
-    """How far a mapping's first copy is; ``cursor`` is the last key copied, as texts of the key columns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyState:
+    """A copy of a mapping's rows: asked for, under way (``started``) or ``finished`` (Unix time).
 
+    It reads the whole table unless ``condition`` (SQL) or ``keys`` (external keys) say less. With ``sweep`` the records
+    that neither it nor the stream met are deleted at its end. ``automatic``: made because the config wants the
+    mapping's rows copied. ``cursor`` is the last key read, as texts of the key columns; ``read``: no row comes
+    after it. ``error`` says why it was given up.
+    """
+
+    id: int
+    mapping: str
+    reason: str
+    requested: float
+    condition: str | None = None
+    keys: tuple[str, ...] = ()
+    sweep: bool = False
+    automatic: bool = False
+    started: bool = False
     cursor: tuple[str, ...] | None = None
     rows: int = 0
     estimate: int = 0
-    done: bool = False
+    read: bool = False
+    finished: float | None = None
+    error: str | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows of the mapping are copied."""
+        return self.condition is None and not self.keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +124,9 @@ class Tick:
     rejects: list[tuple[str, str, Reject | None]] = field(default_factory=list)
     jobs: list[tuple[int, Job | None]] = field(default_factory=list)
     counters: list[tuple[str, str, int]] = field(default_factory=list)  # lane, name, value
-    backfills: list[tuple[str, BackfillState]] = field(default_factory=list)
+    copies: list[CopyState] = field(default_factory=list)
+    met: list[tuple[int, str]] = field(default_factory=list)  # copy, key
+    resyncs: list[tuple[str, str, float, bool]] = field(default_factory=list)  # mapping, reason, Unix time, sweep
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark

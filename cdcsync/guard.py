@@ -122,6 +122,7 @@ class Guard:
         self._log = log
         self._gap: str | None = None
         self._wake = asyncio.Event()
+        self._looking = asyncio.Lock()
 
     def start(self, found: Iterable[Finding]) -> None:
         """Take the tables up as they were found, before the stream starts. Raises SourceError as ``on_drift`` says."""
@@ -136,6 +137,14 @@ class Guard:
         self._log.error("rows are lost to the stream", reason=reason)
         self._gap = reason
         self._wake.set()
+
+    async def look(self) -> None:
+        """Look now. Raises SourceUnavailableError, and SourceError for what is to end the daemon."""
+        try:
+            async with await connect(self._settings.dsn) as connection:
+                await self._look(connection)
+        except psycopg.OperationalError as error:
+            raise SourceUnavailableError(" ".join(str(error).split())) from error
 
     async def run(self) -> None:
         """Look for ever. Raises SourceError for what is to end the daemon."""
@@ -173,6 +182,10 @@ class Guard:
         return await fingerprint(connection, self._settings.publication, sorted(names), sorted(oids))
 
     async def _look(self, connection: Connection) -> None:
+        async with self._looking:
+            await self._look_through(connection)
+
+    async def _look_through(self, connection: Connection) -> None:
         gap = self._gap
         found = [await _find(connection, self._settings.publication, route) for route in self._routes]
         for one in found:

@@ -127,9 +127,10 @@ class Lane:
         self._horizon = self._replay = state.horizon(self.name)
         self.unmapped = state.unmapped(self.name, self._by_name)
         for route in self.routes:
-            route.backfill = state.backfill(route.name)
             route.seen = state.seen(route.name)
             route.drift_mark = state.drift_mark(route.name)
+            last = state.last_copy(route.name)
+            route.whole, route.read = state.copied(route.name), last.rows if last is not None else 0
             route.applied = self.books.counters[f"applied:{route.name}"]
             route.backlog.restore(state.journal(route.name), now)
             for key, name, crm_id in state.sent_links(route.name):
@@ -400,6 +401,9 @@ class Lane:
 
     async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
         """Write down what is about to be sent, as far as it has not been."""
+        if route.emitted > route.written:
+            # Copied rows have no position of their own that would make them uncertain after a crash.
+            await self.around.tick()
         links = [
             (route.name, draft.row.key, slot(link), link.to_id)
             for draft in drafts

@@ -13,14 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from cdcsync.coalesce import Event, complete_from_old
+from cdcsync.copies import Copies
 from cdcsync.drift import Drift
-from cdcsync.entries import BackfillState, DriftMark, Seen, Tick
+from cdcsync.entries import DriftMark, Seen, Tick
 from cdcsync.errors import SourceError
 from cdcsync.lane import Lane
 from cdcsync.model import (
@@ -38,14 +38,11 @@ from cdcsync.model import (
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.decode import split_tuple
-from cdcsync.wal.snapshot import Backfill, Connect, Cursor
 
 T = TypeVar("T")
 StreamEvent: TypeAlias = Begin | Change | Truncate | Commit | LogicalMessage | Progress
 
 TICK_SECONDS = 1.0
-COPY_ROOM = 20_000
-"""Rows that a lane may have pending before a backfill waits."""
 RESUME_SHARE = 0.8
 """Of the budgets for memory and disk: below it, reading goes on."""
 
@@ -77,20 +74,6 @@ class _Transaction:
     open: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Copy:
-    """A backfill under way. ``seen`` are the keys it met (or the stream did), where it has to sweep at its end."""
-
-    lane: Lane
-    route: Route
-    backfill: Backfill
-    seen: set[str] | None = None
-
-    def key_of(self, row: bytes) -> str | None:
-        """Return the external key of a row that was read in the table's present shape."""
-        return self.route.mapper(self.backfill.relation).key_of(row)
-
-
 @dataclass(slots=True)
 class Pipeline:
     """Feeds the lanes and keeps the state file in step with them."""
@@ -105,7 +88,7 @@ class Pipeline:
     """Everything that was committed before it has been fed."""
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
-    copies: dict[str, Copy] = field(default_factory=dict)
+    copies: Copies = field(init=False)
     _by_oid: dict[int, list[tuple[Lane, Route]]] = field(default_factory=dict)
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -113,7 +96,8 @@ class Pipeline:
     _jobs: int = 0
     _full: bool = False
     _file_size: int = 0
-    _unwritten_backfills: dict[str, BackfillState] = field(default_factory=dict)
+    _resyncs: list[tuple[str, str, float, bool]] = field(default_factory=list)
+    """Requests that are not written down yet: mapping, reason, Unix time, whether to sweep."""
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
     _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Pauses that are not written down yet: mapping → reason, Unix time."""
@@ -131,6 +115,7 @@ class Pipeline:
         self.position = max(checkpoint.position, Position(checkpoint.durable_lsn, 0))
         self.received_lsn = self.durable_lsn = checkpoint.durable_lsn
         self._jobs = max((job.id for job in self.state.jobs()), default=0)
+        self.copies = Copies(self, self.log)
 
     def add(self, lane: Lane) -> None:
         """Add a lane, with what the state file holds of it."""
@@ -170,11 +155,14 @@ class Pipeline:
             return
         self.position = position
         for lane, route in self._served_by(change.relation):
-            drift = route.drift(change.relation)
-            if drift is not None:
-                self.drift(route, drift)
-            if route.drift_mark != "passed over":
+            if self._reads(route, change.relation):
                 self._feed(lane, route, change, position)
+
+    def _reads(self, route: Route, relation: Relation) -> bool:
+        """Whether rows of this shape mean something to a mapping; it is judged once."""
+        if route.drift_mark != "passed over" and (drift := route.drift(relation)) is not None:
+            self.drift(route, drift)
+        return route.drift_mark != "passed over"
 
     def _served_by(self, relation: Relation) -> list[tuple[Lane, Route]]:
         """Return the mappings of a table; it is the same one under another name, and another one under the same."""
@@ -197,13 +185,7 @@ class Pipeline:
             image = complete_from_old(change)
             key = mapper.key_of(image)
             partial = b"u" in image and ABSENT in split_tuple(image)
-        copy = self.copies.get(route.name)
-        if copy is not None:
-            copy.backfill.relation = change.relation
-            for touched in {key, old_key} - {None}:
-                copy.backfill.note(str(touched), self._transaction.xid, partial=partial)
-                if copy.seen is not None:
-                    copy.seen.add(str(touched))
+        self.copies.note(route, change.relation, (key, old_key), self._transaction.xid, partial=partial)
         if key is None and old_key is not None:  # the row has lost its key: to the CRM it is gone
             change, key = Change(ChangeKind.DELETE, change.relation, None, change.old), old_key
         if key is None:
@@ -219,9 +201,7 @@ class Pipeline:
         self.position = position
         for relation in truncate.relations:
             for _, route in self._served_by(relation):
-                copy = self.copies.get(route.name)
-                if copy is not None:
-                    copy.backfill.note_truncate(self._transaction.xid)
+                self.copies.note_truncate(route, self._transaction.xid)
                 if route.config.on_truncate == "pause":
                     self._pause(route, f"{relation.table} was truncated; the CRM still holds its records")
                 self.log.warning("table truncated", map=route.name, policy=route.config.on_truncate)
@@ -230,8 +210,8 @@ class Pipeline:
 
     def drift(self, route: Route, drift: Drift) -> None:
         """Act on a change of a mapping's table as the mapping says. Raises SourceError where that is to fail."""
-        if route.drift_mark == "passed over" or (route.drift_mark == "kept" and drift.readable):
-            return
+        if route.paused and (route.drift_mark == "passed over" or (route.drift_mark and drift.readable)):
+            return  # that is why it is paused, or something worse
         policy = route.config.on_drift
         if (route.name, drift.reason) not in self._told:
             self._told.add((route.name, drift.reason))
@@ -283,55 +263,28 @@ class Pipeline:
             self.reader.resume()
             self.log.info("reading goes on")
 
-    # --- backfills
+    # --- copies
 
-    def plan_copies(self, make: Callable[[Route], Backfill]) -> None:
-        """Make the backfills that are still to be done; before the stream starts, so that they miss nothing of it."""
-        for name in self.state.retire([route.name for lane in self.lanes for route in lane.routes]):
-            self.log.info("mapping not configured any more", map=name)
-        for lane in self.lanes:
-            for route in lane.routes:
-                sweeping = route.config.backfill and self.state.sweeping(route.name)
-                if sweeping or not route.copied:
-                    seen: set[str] | None = set() if sweeping else None
-                    self.copies[route.name] = Copy(lane, route, make(route), seen)
-
-    async def copy(self, lane: Lane, connect: Connect) -> None:
-        """Run a lane's backfills, parents first, one at a time."""
-        for copy in [entry for entry in self.copies.values() if entry.lane is lane]:
-            route = copy.route
-            stored = (copy.seen is None and route.backfill) or BackfillState()
-            await copy.backfill.run(
-                connect,
-                reached=self.reached,
-                room=partial(self._room, copy),
-                emit=partial(self._emit, copy),
-                key_of=copy.key_of,
-                cursor=Cursor(stored.cursor, stored.rows, stored.estimate),
-            )
-            if copy.seen is not None:
-                await self._sweep(copy, copy.seen)
-            del self.copies[route.name]
-            self.log.info("backfill done", map=route.name, rows=copy.backfill.rows)
-            lane.copied(route)
-
-    async def _sweep(self, copy: Copy, seen: set[str]) -> None:
-        """Delete the records of rows that went away while nobody listened.
-
-        They are known to the ledger, or wait or are parked since before; neither the copy nor the stream met them.
-        """
-        name, relation, backlog = copy.route.name, copy.backfill.relation, copy.route.backlog
-        ledger = set(await self.on_file(lambda state: state.ledger_keys(name)))
-        ledger.update(key for (mapping, key), known in copy.lane.books.ledger.items() if mapping == name and known)
-        unsettled = backlog.keys
-        gone = [key for key in ledger | unsettled if key not in seen and (key in unsettled or not backlog.knows(key))]
+    def plan_copies(self) -> None:
+        """Take up the copies that are to be done, before the stream starts: those under way must miss nothing of it."""
         now = time.time()
-        for key in gone:
-            change = Change(ChangeKind.DELETE, relation, None)
-            copy.lane.feed(copy.route, Event(change, key, None, self.position, now))
-        await self.tick()
-        await self.on_file(lambda state: state.swept(name))
-        self.log.info("sweep done", map=name, deleted=len(gone))
+        routes = [route for lane in self.lanes for route in lane.routes]
+        for name in self.state.retire([route.name for route in routes]):
+            self.log.info("mapping not configured any more", map=name)
+        for name, reason, at, sweep in self._resyncs:
+            self.state.request_resync(name, reason, at, sweep=sweep)
+        self._resyncs = []
+        for route in routes:
+            if route.config.backfill:
+                self.state.want_copy(route.name, now)
+        self.copies.take_up(self.lanes, self.state.copies())
+
+    def resync(self, route: Route, reason: str, *, sweep: bool = True) -> None:
+        """Let a mapping's rows be copied again, because changes of them may have been missed; ``reason`` says why.
+
+        The request is written with the next tick, that is, with the position up to which everything was fed.
+        """
+        self._resyncs.append((route.name, reason, time.time(), sweep))
 
     async def reached(self, lsn: int) -> None:
         """Wait until everything that was committed before ``lsn`` has been fed."""
@@ -344,28 +297,6 @@ class Pipeline:
                 async with asyncio.timeout(1.0):
                     await future
             self._waiters = [waiter for waiter in self._waiters if waiter[1] is not future]
-
-    async def _room(self, copy: Copy) -> None:
-        """Wait until few rows can go; those that are held may wait for the very rows that are still to be copied."""
-        counted = [route.backlog for route in copy.lane.routes if route is copy.route or not route.paused]
-        # Sinks with every answer; no event says more.
-        while self._full or sum(backlog.moving for backlog in counted) > COPY_ROOM:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-
-    def _emit(self, copy: Copy, rows: list[bytes], cursor: Cursor) -> None:
-        route = copy.route
-        relation = copy.backfill.relation
-        now = time.time()
-        for row in rows:
-            key = copy.key_of(row)
-            if key is None:
-                continue
-            if copy.seen is not None:
-                copy.seen.add(key)
-            event = Event(Change(ChangeKind.COPY, relation, row), key, None, self.position, now)
-            copy.lane.feed(route, event)
-        route.backfill = BackfillState(cursor.after, cursor.rows, cursor.estimate, cursor.done)
-        self._unwritten_backfills[route.name] = route.backfill
 
     # --- the state file
 
@@ -388,6 +319,7 @@ class Pipeline:
             if self.reader is not None and not all(lane.caught_up for lane in self.lanes):
                 self.reader.request_progress()
             await self._apply_pauses()
+            self.copies.take_up(self.lanes, await self.on_file(State.copies))
             self._file_size = await self.on_file(State.size)
             self._check_balance()
             self._watch_budgets()
@@ -395,30 +327,44 @@ class Pipeline:
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""
         async with self._writing:
-            tick = Tick(self.received_lsn, self.position)
-            if self.received_lsn == self.durable_lsn and not self._dirty:
-                return
-            for lane in self.lanes:
-                lane.collect(tick)
-            tick.backfills.extend(self._unwritten_backfills.items())
-            self._unwritten_backfills = {}
-            tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
-            tick.drifted.extend(self._drifted)
-            tick.seen.extend(self._seen.items())
-            self._drifted, self._seen = [], {}
-            await self.on_file(lambda state: state.write(tick))
-            for name, *_ in tick.pauses:
-                del self._pauses[name]
-            for lane in self.lanes:
-                lane.books.written(tick)
-            self.durable_lsn = tick.durable_lsn
-            if self.reader is not None:
-                self.reader.confirm(self.durable_lsn)
+            await self._tick()
+
+    async def after_tick(self, ask: Callable[[State], T]) -> T:
+        """Ask the state file right after a tick, before anything else is written."""
+        async with self._writing:
+            await self._tick()
+            return await self.on_file(ask)
+
+    async def _tick(self) -> None:
+        if self.received_lsn == self.durable_lsn and not self._dirty:
+            return
+        tick = Tick(self.received_lsn, self.position)
+        for lane in self.lanes:
+            lane.collect(tick)
+        copied = self.copies.collect(tick)
+        tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
+        tick.resyncs, self._resyncs = self._resyncs, []
+        tick.drifted, self._drifted = self._drifted, []
+        tick.seen, self._seen = list(self._seen.items()), {}
+        await self.on_file(lambda state: state.write(tick))
+        for name, *_ in tick.pauses:
+            del self._pauses[name]
+        for lane in self.lanes:
+            lane.books.written(tick)
+        self.copies.written(copied)
+        self.durable_lsn = tick.durable_lsn
+        if self.reader is not None:
+            self.reader.confirm(self.durable_lsn)
+
+    @property
+    def full(self) -> bool:
+        """Whether pending rows fill the budget for memory or disk."""
+        return self._full
 
     @property
     def _dirty(self) -> bool:
-        mine = self._unwritten_backfills, self._pauses, self._drifted, self._seen
-        return any(mine) or any(lane.dirty for lane in self.lanes)
+        mine = self._pauses, self._resyncs, self._drifted, self._seen
+        return any(mine) or self.copies.dirty or any(lane.dirty for lane in self.lanes)
 
     async def _apply_pauses(self) -> None:
         """Follow the pauses that commands have set or lifted."""

@@ -15,7 +15,8 @@ import psycopg
 
 from cdcsync import __version__, status
 from cdcsync.config import Config, MapConfig, PostgresConfig
-from cdcsync.entries import BackfillState
+from cdcsync.copies import Copy
+from cdcsync.entries import CopyState
 from cdcsync.errors import CdcsyncError
 from cdcsync.lane import Lane
 from cdcsync.model import Lsn
@@ -216,7 +217,7 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
         rejected=len(route.backlog.parked),
         applied=route.applied,
         paused=route.paused,
-        backfill=_backfill(route.backfill, wanted=route.config.backfill, live=route.name in pipeline.copies),
+        backfill=_live_copy(route, pipeline.copies.of(route.name)),
         rejects=tuple(
             status.RejectGroup(code=code, field=field, rows=rows)
             for (code, field), rows in sorted(route.reasons.items(), key=lambda item: -item[1])
@@ -245,18 +246,33 @@ def _stored_map(
         rejected=sum(group.rows for group in groups),
         applied=counters.get(f"applied:{entry.name}", 0),
         paused=state.paused().get(entry.name),
-        backfill=_backfill(state.backfill(entry.name), wanted=entry.backfill, live=False),
+        backfill=_stored_copy(entry, state.last_copy(entry.name)),
         rejects=groups,
     )
 
 
-def _backfill(stored: BackfillState | None, *, wanted: bool, live: bool) -> status.Backfill:
-    if not wanted:
-        return status.Backfill()
-    if stored is None:
-        return status.Backfill(state="waiting")
-    state: status.BackfillState = "done" if stored.done else "copying" if live else "waiting"
-    return status.Backfill(state=state, rows=stored.rows, estimate=stored.estimate or None)
+def _live_copy(route: Route, copy: Copy | None) -> status.Backfill:
+    if copy is None:
+        return status.Backfill(state="done" if route.whole else "none", rows=route.read)
+    entry = copy.entry
+    waiting = copy.backfill.waiting if copy.backfill is not None else None
+    state: status.BackfillState = "copying" if copy.began is not None and waiting is None else "waiting"
+    return status.Backfill(
+        state=state,
+        rows=entry.rows,
+        estimate=entry.estimate or None,
+        seconds_left=copy.seconds_left(time.monotonic()),
+        reason=entry.reason,
+        waits_for=waiting,
+    )
+
+
+def _stored_copy(mapping: MapConfig, entry: CopyState | None) -> status.Backfill:
+    if entry is None:
+        return status.Backfill(state="waiting" if mapping.backfill else "none")
+    if entry.finished is not None:
+        return status.Backfill(state="done", rows=entry.rows, estimate=entry.estimate or None)
+    return status.Backfill(state="waiting", rows=entry.rows, estimate=entry.estimate or None, reason=entry.reason)
 
 
 def _counters(totals: Mapping[str, int], *, requests: int) -> status.Counters:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from cdcsync.backlog import Backlog
 from cdcsync.config import MapConfig
 from cdcsync.drift import Drift, mapped_types, shape_drift, table_drift, what_is_left
-from cdcsync.entries import BackfillState, DriftMark, Seen
+from cdcsync.entries import DriftMark, Seen
 from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
@@ -27,7 +27,13 @@ class Route:
     fields: tuple[str, ...] = field(init=False)
     children: list[Route] = field(default_factory=list)
     """Mappings of the same CRM whose rows refer to records of this one."""
-    backfill: BackfillState | None = None
+    whole: bool = False
+    """Whether all rows of the table were copied once."""
+    read: int = 0
+    """Rows that the last finished copy read."""
+    emitted: int = 0
+    """Chunks of copies that were fed; those up to ``written`` are in the state file."""
+    written: int = 0
     paused: str | None = None
     seen: Seen | None = None
     """The table as it was when the mapping fitted it last."""
@@ -55,7 +61,12 @@ class Route:
     @property
     def copied(self) -> bool:
         """Whether every row of the table was offered to the CRM once, so that an unknown parent is a missing one."""
-        return not self.config.backfill or (self.backfill is not None and self.backfill.done)
+        return not self.config.backfill or self.whole
+
+    @property
+    def table(self) -> str:
+        """``schema.name`` of the table as it was last seen: it may have been renamed."""
+        return self.seen.table if self.seen is not None else self.config.table
 
     def mapper(self, relation: Relation) -> RowMapper:
         """Return the mapper for a table shape. Raises ConfigError where the mapping does not fit it."""

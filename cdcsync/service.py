@@ -22,19 +22,20 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.config import Config, CrmConfig, HubspotConfig
-from cdcsync.entries import Identity
-from cdcsync.errors import CdcsyncError, StateError
+from cdcsync.entries import CopyState, Identity
+from cdcsync.errors import CdcsyncError, SourceUnavailableError, StateError
 from cdcsync.guard import Finding, Guard, publish, survey
 from cdcsync.lane import THREAD_PREFIX, Lane
-from cdcsync.model import format_lsn
+from cdcsync.model import Relation, format_lsn
 from cdcsync.notify import Notifier
 from cdcsync.page import serve as serve_page
 from cdcsync.pipeline import Pipeline
 from cdcsync.report import SlotWatch, live_snapshot
+from cdcsync.resync import copy_condition
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
-from cdcsync.wal.connect import connect
+from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
 
@@ -99,17 +100,7 @@ class Service:
             if mine:
                 pipeline.add(self._lane(pipeline, name, crm, mine))
         guard.start(found)
-        relations = {one.route.name: one.sight.relation for one in found if one.sight.relation is not None}
-        async with await connect(config.postgres.dsn) as connection:
-            keys = {
-                name: await catalog.primary_key(connection, relation.namespace, relation.name)
-                for name, relation in relations.items()
-            }
-        pipeline.plan_copies(
-            lambda route: Backfill(
-                route.name, relations[route.name], keys[route.name], route.config.where, log=self.log
-            )
-        )
+        pipeline.plan_copies()
         watch = SlotWatch(config.postgres)
         with self._signals(loop), contextlib.suppress(_Ended):
             async with contextlib.AsyncExitStack() as stack:
@@ -131,7 +122,11 @@ class Service:
                 reading = tasks.create_task(source.run(pipeline.durable_lsn, identity))
                 ticking = tasks.create_task(pipeline.run_ticks())
                 lanes = [tasks.create_task(lane.run()) for lane in pipeline.lanes]
-                side = [tasks.create_task(pipeline.copy(lane, self._connect)) for lane in pipeline.lanes]
+                copies = pipeline.copies
+                side = [
+                    tasks.create_task(copies.run(lane, self._connect, self._backfill, guard.look))
+                    for lane in pipeline.lanes
+                ]
                 side.append(tasks.create_task(watch.run()))
                 side.append(tasks.create_task(guard.run()))
                 side.append(tasks.create_task(self._report(pipeline, source, watch)))
@@ -164,7 +159,7 @@ class Service:
         """With ``once``: stop when all up to ``target`` has been fed, and only paused mappings have rows left."""
         await pipeline.reached(target)
         routes = [route for lane in pipeline.lanes for route in lane.routes]
-        while pipeline.copies or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
+        while pipeline.copies.pending or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
             await asyncio.sleep(ONCE_POLL)
         self.stopping.set()
 
@@ -179,6 +174,21 @@ class Service:
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await connect(self.config.postgres.dsn)
+
+    async def _relation(self, connection: Connection, table: str) -> Relation:
+        schema, _, name = table.partition(".")
+        return await catalog.load_relation(connection, schema, name, self.config.postgres.publication)
+
+    async def _backfill(self, route: Route, entry: CopyState) -> Backfill:
+        """Look a mapping's table up as it is now, for a copy that begins or goes on."""
+        try:
+            async with await self._connect() as connection:
+                relation = await self._relation(connection, route.table)
+                where = await copy_condition(connection, self.config.postgres.publication, route.config, entry)
+                key = await catalog.copy_key(connection, relation)
+        except psycopg.OperationalError as error:
+            raise SourceUnavailableError(" ".join(str(error).split())) from error
+        return Backfill(route.name, relation, key, where, log=self.log)
 
     def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
         loop = asyncio.get_running_loop()

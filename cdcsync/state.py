@@ -18,12 +18,17 @@ from typing import Any
 
 from cdcsync.backlog import COLD
 from cdcsync.coalesce import PendingRow
-from cdcsync.entries import BackfillState, Checkpoint, DriftMark, Identity, Job, Known, Reject, Seen, Tick
+from cdcsync.entries import Checkpoint, CopyState, DriftMark, Identity, Job, Known, Reject, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 from cdcsync.state_file import StateFile
 
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
+_COPY = (
+    "id, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, rows, estimate, read, "
+    "finished, error"
+)
+_WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
 _LOOKUP_CHUNK = 500
 
 
@@ -83,15 +88,20 @@ class State:
     def unbind(self) -> None:
         """Forget slot and position, and let every table be copied again; the ledger stays, so only differences go.
 
-        Records whose rows went away meanwhile are found at the end of that copy (``sweeping``).
+        Records whose rows went away meanwhile are found at the end of that copy. Copies that were asked for and are
+        not done begin anew: what they have read may have changed unseen.
         """
         with self._transaction():
             names = [name for (name,) in self._db.execute("SELECT name FROM mapping").fetchall()]
             self._db.execute("DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'intended_slot')")
-            self._db.execute("DELETE FROM backfill")
             self._db.execute("DELETE FROM horizon")
+            self._db.execute("DELETE FROM met")
+            self._db.execute("DELETE FROM copy WHERE automatic OR finished IS NOT NULL")
+            self._db.execute(
+                "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
+            )
             for name in names:
-                self._set_meta(f"sweep:{name}", "1")
+                self._set_meta(f"sweep:{name}", "the slot was given up")
 
     def retire(self, configured: Collection[str]) -> list[str]:
         """Note which mappings are not configured now: when one is again, its table is copied and swept anew.
@@ -99,12 +109,13 @@ class State:
         What changed meanwhile was not seen. Returns the mappings that were configured before.
         """
         with self._transaction():
-            copied = self._db.execute("SELECT id, name FROM mapping WHERE id IN (SELECT mapping FROM backfill)")
-            retired = [(number, name) for number, name in copied.fetchall() if name not in configured]
-            for number, name in retired:
-                self._db.execute("DELETE FROM backfill WHERE mapping = ?", (number,))
-                self._set_meta(f"sweep:{name}", "1")
-        return [name for _, name in retired]
+            known = [name for (name,) in self._db.execute("SELECT DISTINCT mapping FROM copy").fetchall()]
+            retired = [name for name in known if name not in configured]
+            for name in retired:
+                self._db.execute("DELETE FROM met WHERE copy IN (SELECT id FROM copy WHERE mapping = ?)", (name,))
+                self._db.execute("DELETE FROM copy WHERE mapping = ?", (name,))
+                self._set_meta(f"sweep:{name}", "it was not configured for a while")
+        return retired
 
     def unmapped(self, lane: str, configured: Collection[str]) -> int:
         """Count a lane's unsettled and parked rows of mappings that are not configured now; they are kept."""
@@ -112,15 +123,6 @@ class State:
         names = {name.removeprefix(prefix) for name in self.counters(lane) if name.startswith(prefix)} - set(configured)
         pending = self.pending()
         return sum(pending.get(name, 0) + len(self.reject_keys(name)) for name in names)
-
-    def sweeping(self, mapping: str) -> bool:
-        """Whether the copy under way has to end with deleting the records whose rows it did not see."""
-        return self._meta(f"sweep:{mapping}") is not None
-
-    def swept(self, mapping: str) -> None:
-        """Note that those records have been found."""
-        with self._transaction():
-            self._db.execute("DELETE FROM meta WHERE key = ?", (f"sweep:{mapping}",))
 
     def checkpoint(self) -> Checkpoint:
         """Return where the stream goes on."""
@@ -173,6 +175,119 @@ class State:
         """Return what becomes of the table's rows, if the mapping was paused because the table changed."""
         mark = self._meta(f"drifted:{mapping}")
         return "passed over" if mark == "passed over" else "kept" if mark else None
+
+    # --- copies
+
+    def request_resync(
+        self,
+        mapping: str,
+        reason: str,
+        now: float,
+        *,
+        condition: str | None = None,
+        keys: Sequence[str] = (),
+        sweep: bool = True,
+        estimate: int = 0,
+    ) -> None:
+        """Ask for a mapping's rows to be copied: all, those that meet a ``condition`` (SQL), or those with ``keys``.
+
+        ``sweep``: what is not met is deleted from the CRM, of all records or of those with ``keys``; with a condition
+        nothing is. A daemon that runs takes the request up within a second or two, another one at its start. One for
+        all rows that has not begun takes a further one in.
+        """
+        with self._transaction():
+            self._request(mapping, reason, now, sweep=sweep, condition=condition, keys=keys, estimate=estimate)
+
+    def want_copy(self, mapping: str, now: float) -> None:
+        """Ask for a mapping's first copy unless all its rows are, or are going to be, copied already."""
+        with self._transaction():
+            whole = f"SELECT 1 FROM copy WHERE mapping = ? AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
+            if self._db.execute(whole, (mapping,)).fetchone() is None:
+                unseen = self._meta(f"sweep:{mapping}")
+                self._request(mapping, unseen or "first copy", now, sweep=unseen is not None, automatic=True)
+            self._db.execute("DELETE FROM meta WHERE key = ?", (f"sweep:{mapping}",))
+
+    def _request(
+        self,
+        mapping: str,
+        reason: str,
+        now: float,
+        *,
+        sweep: bool,
+        condition: str | None = None,
+        keys: Sequence[str] = (),
+        automatic: bool = False,
+        estimate: int = 0,
+    ) -> None:
+        sweep = sweep and condition is None
+        if condition is None and not keys:
+            taken = self._db.execute(
+                "UPDATE copy SET sweep = sweep OR ?, automatic = automatic AND ?, reason = ? WHERE mapping = ? "  # noqa: S608 — constant
+                f"AND NOT started AND finished IS NULL AND {_WHOLE_TABLE}",
+                (sweep, automatic, reason, mapping),
+            )
+            if taken.rowcount:
+                return
+        self._db.execute(
+            "INSERT INTO copy (mapping, reason, requested, condition, keys, sweep, automatic, estimate) "
+            "VALUES (?,?,?,?,?,?,?,?)",
+            (mapping, reason, now, condition, json.dumps(list(keys)) if keys else None, sweep, automatic, estimate),
+        )
+
+    def copies(self) -> list[CopyState]:
+        """Return the copies that are not finished, in the order in which they were asked for."""
+        return [_copy(row) for row in self._db.execute(f"SELECT {_COPY} FROM copy WHERE finished IS NULL ORDER BY id")]  # noqa: S608 — constant
+
+    def last_copy(self, mapping: str) -> CopyState | None:
+        """Return the copy that is under way for a mapping, or else the one that finished last."""
+        row = self._db.execute(
+            f"SELECT {_COPY} FROM copy WHERE mapping = ? ORDER BY finished IS NOT NULL, started DESC, "  # noqa: S608 — constant
+            "CASE WHEN finished IS NULL THEN id ELSE -finished END LIMIT 1",
+            (mapping,),
+        ).fetchone()
+        return None if row is None else _copy(row)
+
+    def copied(self, mapping: str) -> bool:
+        """Whether all rows of a mapping's table were copied once."""
+        query = f"SELECT 1 FROM copy WHERE mapping = ? AND finished IS NOT NULL AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
+        return self._db.execute(query, (mapping,)).fetchone() is not None
+
+    def begin_copy(self, number: int) -> CopyState:
+        """Note that a copy begins, so that later requests are not taken into it; returns it as it is now."""
+        with self._transaction():
+            self._db.execute("UPDATE copy SET started = 1 WHERE id = ?", (number,))
+            return _copy(self._db.execute(f"SELECT {_COPY} FROM copy WHERE id = ?", (number,)).fetchone())  # noqa: S608 — constant
+
+    def unmet(self, entry: CopyState, start: str, limit: int) -> list[str]:
+        """Return keys from ``start`` on, in order, of records that the CRM may have or get and that nobody met.
+
+        What the ledger knows without our having written it (records that were found to link to) is not ours to delete.
+        """
+        new = "AND NOT EXISTS (SELECT 1 FROM met WHERE copy = :copy AND met.key = s.key)"
+        rows = self._db.execute(
+            "SELECT key FROM ledger s WHERE mapping = :mapping AND key >= :start "  # noqa: S608 — constants
+            f"AND NOT (lsn = 0 AND ordinal = 0) {new} "
+            f"UNION SELECT key FROM journal s WHERE mapping = :mapping AND key >= :start {new} "
+            f"UNION SELECT key FROM reject s WHERE mapping = :mapping AND key >= :start {new} ORDER BY 1 LIMIT :limit",
+            {"copy": entry.id, "mapping": self._mapping_id(entry.mapping), "start": start, "limit": limit},
+        )
+        return [key for (key,) in rows]
+
+    def met(self, number: int) -> set[str]:
+        """Return the keys that a copy has met."""
+        return {key for (key,) in self._db.execute("SELECT key FROM met WHERE copy = ?", (number,))}
+
+    def finish_copy(self, entry: CopyState, now: float, error: str | None = None) -> None:
+        """Note that a copy is done, or why it will never be; of those finished before, only what still counts stays."""
+        same_kind = _WHOLE_TABLE if entry.whole else f"NOT ({_WHOLE_TABLE})"
+        with self._transaction():
+            self._db.execute("DELETE FROM met WHERE copy = ?", (entry.id,))
+            self._db.execute(
+                "DELETE FROM copy WHERE mapping = ? AND finished IS NOT NULL "  # noqa: S608 — constants
+                f"AND (error IS NOT NULL OR (? AND {same_kind}))",
+                (entry.mapping, error is None),
+            )
+            self._db.execute("UPDATE copy SET finished = ?, error = ? WHERE id = ?", (now, error, entry.id))
 
     # --- the tick
 
@@ -234,12 +349,12 @@ class State:
             self._write_job(number, job)
         execute("INSERT OR REPLACE INTO counter VALUES (?,?,?)", tick.counters)
         execute(
-            "INSERT OR REPLACE INTO backfill VALUES (?,?,?,?,?)",
-            [
-                (self._mapping_id(m), json.dumps(b.cursor) if b.cursor else None, b.rows, b.estimate, int(b.done))
-                for m, b in tick.backfills
-            ],
+            "UPDATE copy SET cursor = ?, rows = ?, estimate = ?, read = ? WHERE id = ?",
+            [(json.dumps(c.cursor) if c.cursor else None, c.rows, c.estimate, c.read, c.id) for c in tick.copies],
         )
+        execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
+        for mapping, reason, at, sweep in tick.resyncs:
+            self._request(mapping, reason, at, sweep=sweep)
         execute(
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],
@@ -299,11 +414,6 @@ class State:
                     crm_id, self._shape(shape), hashes, json.loads(links) if links else {}, Position(lsn, ordinal), at
                 )
         return found
-
-    def ledger_keys(self, mapping: str) -> list[str]:
-        """Return every key of a mapping that the CRM is known to hold."""
-        rows = self._db.execute("SELECT key FROM ledger WHERE mapping = ?", (self._mapping_id(mapping),))
-        return [key for (key,) in rows]
 
     def reject_keys(self, mapping: str) -> set[str]:
         """Return the keys of the parked rows."""
@@ -366,16 +476,6 @@ class State:
             "SELECT m.name, min(first_lsn), min(since) FROM journal j JOIN mapping m ON m.id = j.mapping GROUP BY 1"
         )
         return {name: (lsn, since) for name, lsn, since in rows}
-
-    def backfill(self, mapping: str) -> BackfillState | None:
-        """Return how far a mapping's first copy is; None if it has not begun."""
-        row = self._db.execute(
-            "SELECT cursor, rows, estimate, done FROM backfill WHERE mapping = ?", (self._mapping_id(mapping),)
-        ).fetchone()
-        if row is None:
-            return None
-        cursor = tuple(json.loads(row[0])) if row[0] else None
-        return BackfillState(cursor, row[1], row[2], bool(row[3]))
 
     # --- inside
 
@@ -475,6 +575,28 @@ class State:
             body = self._db.execute("SELECT fields FROM shape WHERE id = ?", (number,)).fetchone()[0]
             self._shapes[number] = tuple(json.loads(body))
         return self._shapes[number]
+
+
+def _copy(row: Sequence[Any]) -> CopyState:
+    number, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, *rest = row
+    rows, estimate, read, finished, error = rest
+    return CopyState(
+        id=number,
+        mapping=mapping,
+        reason=reason,
+        requested=requested,
+        condition=condition,
+        keys=tuple(json.loads(keys)) if keys else (),
+        sweep=bool(sweep),
+        automatic=bool(automatic),
+        started=bool(started),
+        cursor=tuple(json.loads(cursor)) if cursor else None,
+        rows=rows,
+        estimate=estimate,
+        read=bool(read),
+        finished=finished,
+        error=error,
+    )
 
 
 def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:

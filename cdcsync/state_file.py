@@ -6,12 +6,12 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from cdcsync.errors import StateError
-from cdcsync.state_schema import MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from cdcsync.state_schema import COPIES, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
 
 class StateFile:
@@ -57,7 +57,10 @@ class StateFile:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         file = cls(db, path, None)
         try:
-            file._check_version()
+            file._check_version(oldest=SCHEMA_VERSION)
+        except StateError:
+            file.close()
+            raise
         except sqlite3.DatabaseError as error:
             file.close()
             raise _damaged(path, error) from error
@@ -80,7 +83,7 @@ class StateFile:
         """Whether this process holds the lock."""
         return self._lock is not None
 
-    def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
         """Run one statement; one that writes belongs into a ``transaction``."""
         return self._db.execute(statement, values)
 
@@ -123,7 +126,7 @@ class StateFile:
         tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables == 0:
             with self.transaction():
-                for statement in SCHEMA.split(";"):
+                for statement in (SCHEMA + COPIES).split(";"):
                     self.execute(statement)
                 self.set_meta("schema_version", str(SCHEMA_VERSION))
         self._migrate()
@@ -137,7 +140,7 @@ class StateFile:
                 version += 1
                 self.set_meta("schema_version", str(version))
 
-    def _check_version(self) -> int:
+    def _check_version(self, oldest: int = 1) -> int:
         version = int(self.meta("schema_version") or 0)
         if version == 0:
             raise StateError(
@@ -148,6 +151,10 @@ class StateFile:
                 f"the state file {self.path} was written by a newer cdcsync (schema {version}, this one knows "
                 f"{SCHEMA_VERSION})",
                 hint="Upgrade cdcsync; an older one must not touch the file.",
+            )
+        if version < oldest:
+            raise StateError(
+                f"the state file {self.path} is of an older cdcsync", hint="Start `cdcsync run` of this version first."
             )
         return version
 

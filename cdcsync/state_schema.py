@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -36,9 +36,30 @@ CREATE TABLE horizon (lane TEXT PRIMARY KEY, lsn INTEGER NOT NULL, ordinal INTEG
 CREATE TABLE sent_link (mapping INTEGER NOT NULL, key TEXT NOT NULL, slot TEXT NOT NULL, crm_id TEXT NOT NULL,
   PRIMARY KEY (mapping, key, slot, crm_id)) WITHOUT ROWID;
 CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
-CREATE TABLE backfill (mapping INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER NOT NULL, estimate INTEGER NOT NULL,
-  done INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS: dict[int, str] = {}
+COPIES = """
+CREATE TABLE copy (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, mapping TEXT NOT NULL, reason TEXT NOT NULL, requested REAL NOT NULL,
+  condition TEXT, keys TEXT, sweep INTEGER NOT NULL, automatic INTEGER NOT NULL, started INTEGER NOT NULL DEFAULT 0,
+  cursor TEXT, rows INTEGER NOT NULL DEFAULT 0, estimate INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
+  finished REAL, error TEXT);
+CREATE TABLE met (copy INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (copy, key)) WITHOUT ROWID;
+"""
+
+MIGRATIONS = {
+    # A copy that had to sweep at its end kept what it met in memory: it begins anew.
+    1: COPIES  # noqa: S608 — two constants
+    + """
+INSERT INTO copy (mapping, reason, requested, sweep, automatic, started, cursor, rows, estimate, read, finished)
+  SELECT m.name, CASE WHEN s.key IS NULL THEN 'first copy' ELSE 'changes went unseen' END,
+    strftime('%s', 'now'), s.key IS NOT NULL, 1, s.key IS NULL,
+    CASE WHEN s.key IS NULL THEN b.cursor END, CASE WHEN s.key IS NULL THEN b.rows ELSE 0 END, b.estimate,
+    s.key IS NULL AND b.done, CASE WHEN s.key IS NULL AND b.done THEN strftime('%s', 'now') END
+  FROM backfill b JOIN mapping m ON m.id = b.mapping LEFT JOIN meta s ON s.key = 'sweep:' || m.name;
+DELETE FROM meta WHERE key IN (SELECT 'sweep:' || mapping FROM copy);
+UPDATE meta SET value = 'changes went unseen' WHERE key LIKE 'sweep:%';
+DROP TABLE backfill
+""",
+}
 """Schema version → the statements that lead to the next one."""

@@ -141,11 +141,17 @@ class LaneStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backfill:
-    """The first copy of a table. ``estimate`` is the planner's row count, None if unknown."""
+    """A copy of a table's rows: the first one, or a later one (``reason`` says why).
+
+    ``estimate`` is the planner's row count, None if unknown; ``waits_for`` says what keeps it from beginning.
+    """
 
     state: BackfillState = "none"
     rows: int = 0
     estimate: int | None = None
+    seconds_left: float | None = None
+    reason: str | None = None
+    waits_for: str | None = None
 
     @property
     def fraction(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from psycopg import sql
 from psycopg.rows import tuple_row
 
 from cdcsync.errors import SourceError
@@ -34,15 +35,19 @@ _COLUMNS = """
     ORDER BY a.attnum
 """
 
-_PRIMARY_KEY = """
-    SELECT a.attname
+# An order that every row has a place of its own in: no NULL, no condition, no expression, checked at once.
+_COPY_KEY = """
+    SELECT array_agg(a.attname::text ORDER BY k.place)
     FROM pg_index i
-    JOIN pg_class c ON c.oid = i.indrelid
-    JOIN pg_namespace n ON n.oid = c.relnamespace
-    CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, place)
-    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum
-    WHERE n.nspname = %s AND c.relname = %s AND i.indisprimary AND k.place <= i.indnkeyatts
-    ORDER BY k.place
+    JOIN pg_class n ON n.oid = i.indexrelid
+    CROSS JOIN LATERAL unnest((string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts])
+        WITH ORDINALITY AS k (attnum, place)
+    LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum AND a.attnotnull
+        AND a.attname = ANY (%s)
+    WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL
+    GROUP BY i.indexrelid, i.indisprimary, i.indisreplident, n.relname
+    HAVING bool_and(a.attname IS NOT NULL)
+    ORDER BY i.indisprimary DESC, i.indisreplident DESC, count(*), n.relname LIMIT 1
 """
 
 # information_schema's domains have oids below those of users; a domain may stand on another one.
@@ -86,9 +91,21 @@ async def load_types(connection: Connection) -> dict[int, int]:
     return {oid: base for oid, base in await rows(connection, _TYPES)}  # noqa: C416 - dict() would lose the row's type
 
 
-async def primary_key(connection: Connection, schema: str, table: str) -> tuple[str, ...]:
-    """Return the columns of a table's primary key in its order; empty without one."""
-    return tuple(name for (name,) in await rows(connection, _PRIMARY_KEY, [schema, table]))
+async def copy_key(connection: Connection, relation: Relation) -> tuple[str, ...]:
+    """Return the columns in whose order a table can be copied: unique, never NULL, and among the relation's.
+
+    The primary key's, else the replica identity's, else those of any unique index that will do. Raises SourceError
+    with the remedy where there is none.
+    """
+    found = await rows(connection, _COPY_KEY, [[column.name for column in relation.columns], relation.oid])
+    if found:
+        return tuple(found[0][0])
+    table = sql.Identifier(relation.namespace, relation.name).as_string(connection)
+    raise SourceError(
+        f"{relation.table} cannot be copied: it has neither a primary key nor another unique index over published"
+        " columns that are NOT NULL, so there is no order to read it in",
+        hint=f"ALTER TABLE {table} ADD PRIMARY KEY (…); or backfill = false",
+    )
 
 
 def server_version(connection: Connection) -> int:

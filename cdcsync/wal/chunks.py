@@ -28,9 +28,23 @@ SELECT c.relkind::text,
        coalesce((SELECT sum(greatest(leaf.reltuples, 0)) FROM pg_partition_tree(c.oid) t
                  JOIN pg_class leaf ON leaf.oid = t.relid WHERE t.isleaf), greatest(c.reltuples, 0))::bigint,
        (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_segment_size'),
-       current_setting('wal_block_size')::bigint,
-       current_setting('synchronous_standby_names') <> ''
+       current_setting('wal_block_size')::bigint
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+"""
+
+
+# Locks are read once: two looks would be of two moments. A prepared transaction's locks have no process. For an
+# ACCESS EXCLUSIVE lock the chunk itself waits.
+_WRITERS: Final = """
+WITH held AS MATERIALIZED (SELECT * FROM pg_locks WHERE granted),
+     parts AS (SELECT %s::oid AS oid UNION SELECT relid FROM pg_partition_tree(%s::oid::regclass))
+SELECT x.transactionid::text, coalesce('process ' || x.pid, 'prepared ' || quote_literal(p.gid), 'prepared')
+FROM held x LEFT JOIN pg_prepared_xacts p ON p.transaction = x.transactionid
+WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND EXISTS (
+    SELECT FROM held l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+    WHERE l.locktype = 'relation' AND l.relation IN (SELECT oid FROM parts)
+      AND l.mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock')
+      AND l.virtualtransaction = x.virtualtransaction AND l.pid IS NOT DISTINCT FROM x.pid)
 """
 
 
@@ -57,8 +71,6 @@ class ChunkReader:
         self._only = sql.SQL("ONLY ")
         self._wal = (16 << 20, 8192)
         self.estimate = 0
-        self.synchronous = False
-        """Whether commits may have to wait for a standby, and stay invisible while the stream has them already."""
 
     @classmethod
     async def open(cls, connection: Connection, relation: Relation, where: str | None = None) -> Self:
@@ -73,7 +85,7 @@ class ChunkReader:
         found = await (await connection.execute(_PROBE, [relation.namespace, relation.name])).fetchone()
         if found is None:
             raise SourceError(f"there is no table {relation.table}", hint="correct the mapping's table")
-        kind, reader.estimate, *wal, reader.synchronous = found
+        kind, reader.estimate, *wal = found
         reader._wal = (wal[0], wal[1])
         if kind == "p":
             reader._only = sql.SQL("")  # a partitioned table holds its rows in its partitions; other heirs are not it
@@ -101,13 +113,14 @@ class ChunkReader:
         last = key_texts(rows[-1], relation, key_columns) if rows else None
         return Chunk(rows, last, len(rows) < limit, snapshot, upto_lsn)
 
-    async def running(self) -> set[str]:
-        """Return the ids of all transactions that have written something and are not visible yet.
+    async def writers(self, relation: Relation) -> dict[str, str]:
+        """Return the transactions that have written something and may still write, or have written, to the table.
 
-        A snapshot would not do: its xmax is behind the last *ended* transaction, not before the next new one.
+        By id, with the process (or the prepared transaction's name) in words. They hold their lock on the table until
+        after they have become visible, however long a standby keeps them waiting.
         """
-        query = "SELECT transactionid::text FROM pg_locks WHERE mode = 'ExclusiveLock' AND transactionid IS NOT NULL"
-        return {xid for (xid,) in await (await self._connection.execute(query)).fetchall()}
+        found = await (await self._connection.execute(_WRITERS, [relation.oid, relation.oid])).fetchall()
+        return dict(found)
 
     async def _position(self) -> tuple[Snapshot, int]:
         query = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"

@@ -1,4 +1,4 @@
-"""The first copy of a table: chunks in key order, reconciled with the stream (``visibility`` says how), resumable.
+"""The copy of a table: chunks in key order, reconciled with the stream (``visibility`` says how), resumable.
 
 Each chunk is a short transaction, so that a copy of days holds back no vacuum; after an interruption the copy goes on
 behind its cursor.
@@ -30,7 +30,9 @@ CHUNK_BYTES: Final = 8 << 20
 FIRST_ROWS: Final = 100
 RETRY_DELAY: Final = (0.5, 30.0)
 AGAIN_DELAY: Final = (0.02, 1.0)
-SETTLE_TIME: Final = 60.0
+SETTLE_DELAY: Final = 0.25
+SETTLE_TOLD: Final = 5.0
+"""Seconds of waiting for other transactions until it is worth a line in the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class _Ports:
 class Backfill:
     """One mapping's copy. It knows no lane: rows and cursors leave through the callbacks of ``run``.
 
-    Make it before the stream starts, and call ``note`` for each streamed change of its mapping until ``run`` is over.
+    Call ``note`` for each streamed change of its mapping from the moment it is made until ``run`` is over. That may be
+    while the stream runs: ``run`` first waits for the transactions that were writing to the table before it.
     ``relation`` may be replaced at any moment by a newer shape of the table: rows read in the old one are read again.
     """
 
@@ -72,7 +75,7 @@ class Backfill:
         if not key_columns or not names.issuperset(key_columns):
             raise SourceError(
                 f"{relation.table} cannot be copied in key order: its key is {', '.join(key_columns) or 'missing'}",
-                hint="give the table a primary key, and publish its columns",
+                hint="give the table a primary key (or a unique index over NOT NULL columns), and publish its columns",
             )
         self.mapping = mapping
         self.relation = relation
@@ -83,6 +86,8 @@ class Backfill:
         self._limit = min(FIRST_ROWS, chunk_rows)
         self._window = Window()
         self._log = log.bind(mapping=mapping)
+        self.waiting: str | None = None
+        """What the copy waits for before it begins, in words."""
         self._settled = False
         self._failures = 0
         self._again = 0
@@ -143,7 +148,8 @@ class Backfill:
         connection = await connect()
         try:
             reader = await ChunkReader.open(connection, self.relation, self.where)
-            self.cursor = replace(self.cursor, estimate=reader.estimate)
+            if not self.cursor.estimate:
+                self.cursor = replace(self.cursor, estimate=reader.estimate)
             await self._settle(reader)
             while not self.cursor.done:
                 await ports.room()
@@ -153,20 +159,28 @@ class Backfill:
             await connection.close()
 
     async def _settle(self, reader: ChunkReader) -> None:
-        """Before the first chunk, let transactions end that an earlier process may have been told of.
+        """Before the first chunk, let the transactions end that have written to the table so far.
 
-        Those that the stream delivered before this object existed were not noted. Behind a synchronous standby they
-        can still be invisible; without one they became visible a moment after they were streamed.
+        Two kinds of them would be missed for good. One was delivered by the stream before this object existed, so it
+        was not noted, and is not visible yet: a moment long, or as long as a synchronous standby is away. The other
+        wrote before the table was published, so that the stream leaves those rows out, and commits after the first
+        chunks were read. Both hold their locks on the table until after they are visible, so none is overlooked; a
+        transaction that begins to write later is streamed whole, and noted.
         """
-        if self._settled or not reader.synchronous:
+        if self._settled:
             return
-        deadline = asyncio.get_running_loop().time() + SETTLE_TIME
-        earlier = await reader.running()
-        while earlier := earlier & await reader.running():
-            if asyncio.get_running_loop().time() > deadline:
-                self._log.warning("backfill starts beside long transactions", seconds=SETTLE_TIME)
-                break
-            await asyncio.sleep(AGAIN_DELAY[1])
+        clock = asyncio.get_running_loop().time
+        told = clock() + SETTLE_TOLD
+        earlier = await reader.writers(self.relation)
+        while earlier:
+            self.waiting = "transactions that wrote to the table before: " + ", ".join(sorted(set(earlier.values())))
+            if clock() > told:
+                self._log.warning("copy waits", reason=self.waiting)
+                told = float("inf")
+            await asyncio.sleep(SETTLE_DELAY)
+            now = await reader.writers(self.relation)
+            earlier = {xid: who for xid, who in earlier.items() if xid in now}
+        self.waiting = None
         self._settled = True
 
     async def _copy_chunk(self, reader: ChunkReader, ports: _Ports) -> None:

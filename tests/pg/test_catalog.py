@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
 from cdcsync.model import Column, Relation
-from cdcsync.wal.catalog import load_relation, load_types, primary_key, rows, server_version
+from cdcsync.wal.catalog import copy_key, load_relation, load_types, rows, server_version
 from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.decode import Decoder
 
@@ -128,13 +129,35 @@ async def test_types(connection: Connection) -> None:
     assert INT8 not in types
 
 
-async def test_primary_key(connection: Connection) -> None:
-    """The key's columns come in the key's order, without included ones."""
+async def test_a_copy_reads_in_the_order_of_the_best_unique_index(connection: Connection) -> None:
+    """Primary key, else replica identity, else any unique index that gives each row a place; no other will do."""
     await connection.execute(
-        "CREATE TABLE t (a int, b int, c int, PRIMARY KEY (c, a) INCLUDE (b)); CREATE TABLE u (a int)"
+        """
+        CREATE TABLE primary_one (a int, b int, c int, PRIMARY KEY (c, a) INCLUDE (b));
+        CREATE TABLE identity_one (a int NOT NULL UNIQUE, b int NOT NULL, c int NOT NULL, UNIQUE (c, b));
+        ALTER TABLE identity_one REPLICA IDENTITY USING INDEX identity_one_c_b_key;
+        CREATE TABLE any_one (a int UNIQUE, b int NOT NULL, c int NOT NULL, UNIQUE (c, b) INCLUDE (a));
+        CREATE TABLE parted (a int NOT NULL, b int NOT NULL, UNIQUE (a, b)) PARTITION BY RANGE (a);
+        CREATE TABLE none (a int UNIQUE, b int NOT NULL, c int NOT NULL, d int NOT NULL UNIQUE DEFERRABLE);
+        CREATE UNIQUE INDEX ON none (b) WHERE c > 0;
+        CREATE UNIQUE INDEX ON none (abs(c));
+        CREATE INDEX ON none (b);
+        """
     )
-    assert await primary_key(connection, "public", "t") == ("c", "a")
-    assert await primary_key(connection, "public", "u") == ()
+    for table, key in (
+        ("primary_one", ("c", "a")),
+        ("identity_one", ("c", "b")),
+        ("any_one", ("c", "b")),
+        ("parted", ("a", "b")),
+    ):
+        assert await copy_key(connection, await load_relation(connection, "public", table)) == key
+    with pytest.raises(
+        SourceError, match=r'(?s)neither a primary key nor.*ALTER TABLE "public"."none" ADD PRIMARY KEY'
+    ):
+        await copy_key(connection, await load_relation(connection, "public", "none"))
+    hidden = await load_relation(connection, "public", "primary_one")
+    with pytest.raises(SourceError, match="published columns"):
+        await copy_key(connection, replace(hidden, columns=hidden.columns[:2]))
 
 
 async def test_formats_are_pinned_against_role_settings(pg: str) -> None:

@@ -19,7 +19,8 @@ from cdcsync.apply.base import Finding, Limits, Wanted
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.config import MapConfig
-from cdcsync.entries import BackfillState, Known
+from cdcsync.copies import COPY_ROOM, Copy
+from cdcsync.entries import CopyState, Known
 from cdcsync.errors import StateError
 from cdcsync.lane import Lane
 from cdcsync.model import (
@@ -43,11 +44,11 @@ from cdcsync.model import (
     Text,
     Truncate,
 )
-from cdcsync.pipeline import COPY_ROOM, Pipeline
+from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.decode import join_tuple
-from cdcsync.wal.snapshot import Backfill
+from cdcsync.wal.snapshot import Backfill, Cursor
 from tests.polling import eventually_async
 
 LOG: structlog.typing.FilteringBoundLogger = structlog.get_logger()
@@ -142,6 +143,32 @@ class Bench:
 
     def route(self, name: str) -> Route:
         return next(route for route in self.lane.routes if route.name == name)
+
+    async def under_way(self, name: str) -> Copy:
+        """Let a mapping's copy begin, and go on to its end without having read anything."""
+        self.pipeline.plan_copies()
+        copy = self.pipeline.copies.of(name)
+        assert copy is not None
+        copy.entry = self.state.begin_copy(copy.entry.id)
+        copy.backfill = Backfill(name, COMPANIES, ["id"], log=LOG)
+        return copy
+
+    async def run_copies(self) -> None:
+        """Run the copies that read nothing to their end."""
+
+        async def make(route: Route, _: CopyState) -> Backfill:
+            return Backfill(route.name, COMPANIES, ["id"], log=LOG)
+
+        async def connect() -> Any:
+            raise AssertionError("nothing is to be read")
+
+        async def look() -> None:
+            raise AssertionError("no table has changed")
+
+        task = asyncio.create_task(self.pipeline.copies.run(self.lane, connect, make, look))
+        await eventually_async(lambda: not self.pipeline.copies.pending)
+        task.cancel()
+        await asyncio.wait([task])
 
     def commit(self, *changes: Change | Truncate) -> None:
         self.lsn += 100
@@ -338,30 +365,61 @@ def test_a_sweep_finds_rows_that_never_reached_the_crm(tmp_path: Path) -> None:
         with opened(tmp_path) as state:
             state.unbind()
         async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
-            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
-            copy = at.pipeline.copies["companies"]
-            assert copy.seen is not None
+            copy = await at.under_way("companies")
             at.commit(update(COMPANIES, ["here", "x"], ["here", "y"]))
-            await at.pipeline._sweep(copy, copy.seen)
+            await at.pipeline.copies._sweep(copy)
             await at.settled()
             assert at.crm.keys("Account") == {"here"}
             assert at.lane.rejected == 0
-            assert not at.state.sweeping("companies")
 
     run(work)
 
 
 def test_an_interrupted_sweep_is_done_at_the_next_start(tmp_path: Path) -> None:
-    """A copy that was written as done, but not swept, is planned again."""
+    """A copy that has read all, but is not swept, goes on with what it met: what the stream brings next counts too."""
+    crm = MemoryCrm()
 
     async def work() -> None:
-        async with bench(tmp_path, companies(backfill=True)) as at:
-            at.pipeline._unwritten_backfills["companies"] = BackfillState(done=True)
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.commit(*(insert(COMPANIES, key, "x") for key in ("copied", "streamed", "later", "gone")))
+            await at.settled()
         with opened(tmp_path) as state:
-            state._set_meta("sweep:companies", "1")
-        async with bench(tmp_path, companies(backfill=True)) as at:
-            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
-            assert at.pipeline.copies["companies"].seen == set()
+            state.unbind()
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            copy = await at.under_way("companies")
+            at.pipeline.copies._emit(copy, [values(COMPANIES, "copied", "x")], Cursor(("copied",), 1, 4, done=True))
+            at.commit(update(COMPANIES, ["streamed", "x"], ["streamed", "y"]))
+            await at.pipeline.tick()
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.pipeline.plan_copies()
+            resumed = at.pipeline.copies.of("companies")
+            assert resumed is not None
+            assert (resumed.entry.read, resumed.entry.started, resumed.met) == (True, True, set())
+            at.commit(update(COMPANIES, ["later", "x"], ["later", "y"]))
+            await at.run_copies()
+            await at.settled()
+            assert at.crm.keys("Account") == {"copied", "streamed", "later"}
+            assert at.state.copied("companies")
+            assert not at.state.met(resumed.entry.id)
+
+    run(work)
+
+
+def test_a_record_that_was_only_found_is_not_swept(tmp_path: Path) -> None:
+    """A parent that the CRM held before us, and that a child of ours links to, has no row and is not ours to delete."""
+    child = people(fields={"Name": "name"}, associate=[{"to": "crm.Account", "column": "company", "type": "works_at"}])
+    crm = MemoryCrm(records={("Account", "theirs"): {"id": "Account-theirs"}})
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), child, crm=crm) as at:
+            at.commit(insert(COMPANIES, "gone", "x"), insert(PEOPLE, "7", "x", "theirs"))
+            await at.settled()
+            at.pipeline.resync(at.route("companies"), "by the test")
+            await at.pipeline.tick()
+            copy = await at.under_way("companies")
+            await at.pipeline.copies._sweep(copy)
+            await at.settled()
+            assert at.crm.keys("Account") == {"theirs"}
 
     run(work)
 
@@ -369,22 +427,18 @@ def test_an_interrupted_sweep_is_done_at_the_next_start(tmp_path: Path) -> None:
 def test_a_mapping_that_comes_back_is_copied_and_swept_anew(tmp_path: Path) -> None:
     """While a mapping was out of the config its changes went unseen; it does not go on as if nothing had been."""
 
-    def plan(at: Bench) -> None:
-        at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
-
     async def work() -> None:
         both = companies(backfill=True), people()
         async with bench(tmp_path, *both) as at:
-            at.route("companies").backfill = BackfillState(done=True)
-            at.pipeline._unwritten_backfills["companies"] = BackfillState(done=True)
+            copy = await at.under_way("companies")
+            at.state.finish_copy(copy.entry, 1.0)
         async with bench(tmp_path, *both) as at:
-            plan(at)
-            assert not at.pipeline.copies
+            at.pipeline.plan_copies()
+            assert at.pipeline.copies.of("companies") is None
         async with bench(tmp_path, people()) as at:
-            plan(at)
+            at.pipeline.plan_copies()
         async with bench(tmp_path, *both) as at:
-            plan(at)
-            assert at.pipeline.copies["companies"].seen == set()
+            assert (await at.under_way("companies")).entry.sweep
 
     run(work)
 
@@ -394,10 +448,10 @@ def test_held_rows_do_not_hold_up_the_copy_that_they_wait_for(tmp_path: Path) ->
 
     async def work() -> None:
         async with bench(tmp_path, companies(backfill=True), people()) as at:
-            at.pipeline.plan_copies(lambda route: Backfill(route.name, COMPANIES, ["id"], log=LOG))
+            copy = await at.under_way("companies")
             at.commit(*[insert(PEOPLE, str(number), "x", "1") for number in range(COPY_ROOM + 1)])
             async with asyncio.timeout(30):
-                await at.pipeline._room(at.pipeline.copies["companies"])
+                await at.pipeline.copies._room(copy)
             assert at.lane.pending > COPY_ROOM
 
     run(work)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdcsync.backlog import IN_BATCH, WAITING
 from cdcsync.coalesce import PendingRow
-from cdcsync.entries import BackfillState, Identity, Job, Known, Reject, Tick
+from cdcsync.entries import Identity, Job, Known, Reject, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import Column, JobState, Op, Position, Relation
 from cdcsync.state import State
@@ -36,12 +38,14 @@ def row(key: str, **changes: object) -> PendingRow:
 
 
 def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    """Journal, ledger, rejects, jobs, counters, backfill and checkpoint survive a restart unchanged."""
+    """Journal, ledger, rejects, jobs, counters, copies and checkpoint survive a restart unchanged."""
     waiting = row("k", origins=("old", "older"), uncertain=True, whole=True)
     flying, parked = row("k", deleted=True, image=b""), row("bad")
     known = Known("003", ("A", "B"), b"x" * 16, {"companies:c": "9"}, Position(4, 4), 10.0)
     job = Job(3, "m", Op.UPSERT, JobState.CREATED, "750", 11.0, 2, "abc")
     state = State.open(tmp_path / "state.db")
+    state.want_copy("m", 10.0)
+    copying = replace(state.begin_copy(state.copies()[0].id), cursor=("9",), rows=9, estimate=20)
     state.write(
         Tick(
             durable_lsn=70,
@@ -51,7 +55,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
             rejects=[("m", "bad", Reject(parked, "CODE", "F", "words", 12.0))],
             jobs=[(3, job)],
             counters=[("crm", "applied", 5)],
-            backfills=[("m", BackfillState(("9",), 9, 20, done=False))],
+            copies=[copying],
         )
     )
     state.close()
@@ -63,7 +67,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert list(again.rejects("m")) == [Reject(parked, "CODE", "F", "words", 12.0)]
     assert again.jobs() == [job]
     assert again.counters("crm") == {"applied": 5}
-    assert again.backfill("m") == BackfillState(("9",), 9, 20, done=False)
+    assert again.copies() == [copying]
     again.write(
         Tick(
             71,
@@ -145,14 +149,20 @@ def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
     state = State.open(tmp_path / "state.db")
     state.bind(Identity("1", "db", "s", 5), 5)
     known = Known("003", (), b"", {}, Position(4, 4), 10.0)
-    state.write(Tick(9, Position(9, 1), ledger=[("m", "k", known)], backfills=[("m", BackfillState(done=True))]))
+    state.write(Tick(9, Position(9, 1), ledger=[("m", "k", known)]))
+    state.want_copy("m", 1.0)
+    state.finish_copy(state.begin_copy(state.copies()[0].id), 2.0)
+    assert state.copied("m")
     state.unbind()
     assert state.identity() is None
-    assert state.backfill("m") is None
-    assert state.sweeping("m")
+    assert not state.copied("m")
     assert state.known("m", ["k"]) == {"k": known}
-    state.swept("m")
-    assert not state.sweeping("m")
+    state.want_copy("m", 3.0)
+    (copy,) = state.copies()
+    assert (copy.sweep, copy.automatic, copy.reason) == (True, True, "the slot was given up")
+    state.finish_copy(copy, 4.0)
+    state.want_copy("m", 5.0)
+    assert state.copies() == []
     state.close()
 
 
@@ -172,4 +182,93 @@ def test_rows_of_mappings_that_are_not_configured_are_counted(tmp_path: Path) ->
     assert state.unmapped("crm", ["new"]) == 2
     assert state.unmapped("crm", ["new", "old"]) == 0
     assert state.unmapped("other", ["new"]) == 0
+    state.close()
+
+
+VERSION_1 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE mapping (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE backfill (mapping INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER NOT NULL, estimate INTEGER NOT NULL,
+  done INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO meta VALUES ('schema_version', '1'), ('durable_lsn', '70'), ('sweep:lost', '1'), ('sweep:away', '1');
+INSERT INTO mapping VALUES (1, 'done'), (2, 'half'), (3, 'lost'), (4, 'away');
+INSERT INTO backfill VALUES (1, '["20"]', 20, 20, 1), (2, '["9"]', 9, 20, 0), (3, '["9"]', 9, 20, 1);
+"""
+"""What a file of schema 1 holds of copies."""
+
+
+def test_a_file_of_schema_1_is_migrated(tmp_path: Path) -> None:
+    """Done copies stay done, others go on at their cursors, but those that have to sweep: what they met is lost."""
+    path = tmp_path / "state.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_1)
+    for look in (State.read, State.beside):
+        with pytest.raises(StateError, match="older cdcsync"):
+            look(path)
+    state = State.open(path)
+    assert state.checkpoint().durable_lsn == 70
+    assert state.copied("done")
+    half, lost = state.copies()
+    assert (half.mapping, half.cursor, half.rows, half.started, half.sweep) == ("half", ("9",), 9, True, False)
+    assert (lost.mapping, lost.cursor, lost.rows, lost.started, lost.sweep) == ("lost", None, 0, False, True)
+    for mapping in ("done", "half", "lost", "away"):
+        state.want_copy(mapping, 1.0)
+    assert [(copy.mapping, copy.sweep) for copy in state.copies()] == [("half", False), ("lost", True), ("away", True)]
+    state.close()
+    State.read(path).close()
+
+
+def test_requests_for_a_resync_are_kept_and_taken_together(tmp_path: Path) -> None:
+    """One for all rows takes in another until it begins; partial ones and what comes later wait for their turn."""
+    path = tmp_path / "state.db"
+    State.open(path).close()
+    beside = State.beside(path)
+    beside.request_resync("m", "drift", 1.0, sweep=False)
+    beside.request_resync("m", "by hand", 2.0)
+    beside.request_resync("m", "by hand", 3.0, condition="a > 1", estimate=7)
+    beside.request_resync("m", "by hand", 4.0, keys=["1", "2"])
+    beside.close()
+    state = State.open(path)
+    whole, condition, keys = state.copies()
+    assert (whole.reason, whole.sweep, whole.whole, whole.automatic) == ("by hand", True, True, False)
+    assert (condition.condition, condition.sweep, condition.whole, condition.estimate) == ("a > 1", False, False, 7)
+    assert (keys.keys, keys.sweep, keys.whole) == (("1", "2"), True, False)
+    assert state.begin_copy(whole.id).started
+    state.write(Tick(1, Position(1, 1), resyncs=[("m", "publication lost", 5.0, True)]))
+    assert [copy.reason for copy in state.copies()] == ["by hand", "by hand", "by hand", "publication lost"]
+    state.finish_copy(condition, 6.0, error="it does not fit")
+    assert not state.copied("m")
+    state.finish_copy(whole, 7.0)
+    assert state.copied("m")
+    state.finish_copy(keys, 8.0)
+    last = state.copies()[0]
+    state.finish_copy(last, 9.0)
+    assert state.last_copy("m") == replace(last, finished=9.0)
+    state.close()
+
+
+def test_what_a_copy_did_not_meet_is_found_page_by_page(tmp_path: Path) -> None:
+    """Keys of the ledger, of the journal and of rejects, whatever they look like; not those that were only found."""
+    state = State.open(tmp_path / "state.db")
+    known = Known("1", (), b"", {}, Position(4, 4), 1.0)
+    found = replace(known, position=Position(0, 0))
+    keys = ["", "a", "a\0b", "b", "ä", "💶"]
+    state.want_copy("m", 1.0)
+    (copy,) = state.copies()
+    state.write(
+        Tick(
+            1,
+            Position(1, 1),
+            ledger=[*(("m", key, known) for key in keys), ("m", "found", found), ("other", "x", known)],
+            journal=[("m", "waits", WAITING, row("waits")), ("m", "waits", IN_BATCH, row("waits"))],
+            rejects=[("m", "parked", Reject(row("parked"), "CODE", None, "words", 1.0))],
+            met=[(copy.id, "b")],
+        )
+    )
+    unmet, start = [], ""
+    while page := state.unmet(copy, start, 2):
+        unmet += page
+        start = page[-1] + "\0"
+    assert unmet == ["", "a", "a\0b", "parked", "waits", "ä", "💶"]
     state.close()
