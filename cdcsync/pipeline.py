@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +30,7 @@ from cdcsync.model import (
     LogicalMessage,
     Position,
     Progress,
+    Relation,
     Truncate,
 )
 from cdcsync.route import Route
@@ -102,6 +103,8 @@ class Pipeline:
     """Everything that was committed before it has been fed."""
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
+    partitions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """The source's: oid of a partition → the partitioned tables above it, which have its rows too."""
     copies: dict[str, Copy] = field(default_factory=dict)
     _routes: dict[str, list[tuple[Lane, Route]]] = field(default_factory=dict)
     _transaction: _Transaction = field(default_factory=_Transaction)
@@ -162,8 +165,14 @@ class Pipeline:
         if position <= self.position:
             return
         self.position = position
-        for lane, route in self._routes.get(change.relation.table, ()):
+        for lane, route in self._concerned(change.relation):
             self._feed(lane, route, change, position)
+
+    def _concerned(self, relation: Relation) -> Iterator[tuple[Lane, Route]]:
+        """Go through the mappings of a table, and of the partitioned tables that it is a part of."""
+        yield from self._routes.get(relation.table, ())
+        for table in self.partitions.get(relation.oid, ()):
+            yield from self._routes.get(table, ())
 
     def _feed(self, lane: Lane, route: Route, change: Change, position: Position) -> None:
         mapper = route.mapper(change.relation)
@@ -176,7 +185,8 @@ class Pipeline:
             partial = b"u" in image and ABSENT in split_tuple(image)
         copy = self.copies.get(route.name)
         if copy is not None:
-            copy.backfill.relation = change.relation
+            if change.relation.table == route.config.table:  # and not a partition's, which has another order of columns
+                copy.backfill.relation = change.relation
             for touched in {key, old_key} - {None}:
                 copy.backfill.note(str(touched), self._transaction.xid, partial=partial)
                 if copy.seen is not None:
@@ -194,15 +204,15 @@ class Pipeline:
         if position <= self.position:
             return
         self.position = position
-        for relation in truncate.relations:
-            for _, route in self._routes.get(relation.table, ()):
-                copy = self.copies.get(route.name)
-                if copy is not None:
-                    copy.backfill.note_truncate(self._transaction.xid)
-                if route.config.on_truncate == "pause":
-                    route.paused = f"{relation.table} was truncated; the CRM still holds its records"
-                    self._pauses[route.name] = route.paused, time.time()
-                self.log.warning("table truncated", map=route.name, policy=route.config.on_truncate)
+        truncated = {route.name: (route, one) for one in truncate.relations for _, route in self._concerned(one)}
+        for route, relation in truncated.values():
+            copy = self.copies.get(route.name)
+            if copy is not None:
+                copy.backfill.note_truncate(self._transaction.xid)
+            if route.config.on_truncate == "pause":
+                route.paused = f"{relation.table} was truncated; the CRM still holds its records"
+                self._pauses[route.name] = route.paused, time.time()
+            self.log.warning("table truncated", map=route.name, table=relation.table, policy=route.config.on_truncate)
 
     def _advance(self, position: Position, lsn: int) -> None:
         self.position = max(self.position, position)

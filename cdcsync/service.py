@@ -21,10 +21,11 @@ import structlog
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
-from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
+from cdcsync.config import Config, CrmConfig, HubspotConfig, order
 from cdcsync.entries import Identity
 from cdcsync.errors import CdcsyncError, StateError
 from cdcsync.lane import THREAD_PREFIX, Lane
+from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.model import format_lsn
 from cdcsync.notify import Notifier
 from cdcsync.page import serve as serve_page
@@ -33,8 +34,9 @@ from cdcsync.report import SlotWatch, live_snapshot
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
-from cdcsync.wal.connect import connect
+from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.published import load_publication
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
 
@@ -83,19 +85,20 @@ class Service:
         config, loop = self.config, asyncio.get_running_loop()
         source = Source(config.postgres, sink=pipeline.receive, log=self.log, on_connect=pipeline.connected_anew)
         pipeline.reader = source
+        pipeline.partitions = source.partitions
         async with await connect(config.postgres.dsn) as connection:
             source.types.update(await catalog.load_types(connection))
             routes = {m.name: Route(m, source.types) for m in order(config.maps)}
-            relations = {
-                name: await catalog.load_relation(connection, *route.config.table.split(".", 1))
-                for name, route in routes.items()
-            }
+            relations = {}
+            for name, route in routes.items():
+                place = (*route.config.table.split(".", 1), config.postgres.publication)
+                relations[name] = await catalog.load_relation(connection, *place)
+                for shape in [relations[name], *await catalog.load_leaves(connection, *place)]:
+                    route.mapper(shape)  # a mapping that does not fit its table fails here, not at its first row
             keys = {
                 name: await catalog.primary_key(connection, *route.config.table.split(".", 1))
                 for name, route in routes.items()
             }
-        for name, route in routes.items():
-            route.mapper(relations[name])  # a mapping that does not fit its table fails here, not at its first row
         for name, reason in pipeline.state.paused().items():
             if name in routes:
                 routes[name].paused = reason
@@ -210,7 +213,14 @@ async def prepare(config: Config, state: State, log: structlog.typing.FilteringB
     postgres = config.postgres
     async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
         await slot.check_wal_level(connection)
-        await ensure_publication(connection, postgres.publication, _tables(config.maps), create=postgres.create)
+        await _retire_unpublished(connection, config, state, log)
+        await ensure_publication(
+            connection,
+            postgres.publication,
+            tables_read(config.maps),
+            columns_read(config.maps),
+            create=postgres.create,
+        )
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
     bound = state.identity()
@@ -224,6 +234,16 @@ async def prepare(config: Config, state: State, log: structlog.typing.FilteringB
             hint="Point dsn and slot back, or give this source its own [state] path.",
         )
     return slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, bound.consistent_point)
+
+
+async def _retire_unpublished(
+    connection: Connection, config: Config, state: State, log: structlog.typing.FilteringBoundLogger
+) -> None:
+    """Let mappings whose table the publication left out until now be copied anew: its changes were not seen."""
+    current = await load_publication(connection, config.postgres.publication)
+    covered = current.tables if current is not None else {}
+    for name in state.retire([one.name for one in config.maps if one.table in covered]):
+        log.warning("the publication did not cover the mapping's table: it is copied anew", map=name)
 
 
 async def _first_start(
@@ -308,11 +328,6 @@ def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limi
         {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
     )
     return Limiter(loop, controller, name, apart=apart)
-
-
-def _tables(maps: Sequence[MapConfig]) -> dict[str, str | None]:
-    """Return the tables to publish, each with the row filter that its mappings share."""
-    return {entry.table: entry.where for entry in maps}
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -9,13 +9,15 @@ import psycopg
 from psycopg import sql
 
 from cdcsync.apply.base import Finding
-from cdcsync.check.tables import check_tables, quoted
+from cdcsync.check.tables import check_tables
 from cdcsync.config import Config, PostgresConfig
 from cdcsync.config.units import format_size
 from cdcsync.errors import CdcsyncError, SourceError
+from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.publication import OPTIONS, Publication, load_publication
+from cdcsync.wal.coverage import gaps, needs_generated
+from cdcsync.wal.published import creation, load_publication
 from cdcsync.wal.slot import SlotInfo, check_wal_level, identify_system, show_slot
 from cdcsync.wal.verify import verify_slot
 
@@ -124,27 +126,25 @@ async def _replication(connection: Connection, postgres: PostgresConfig) -> Find
 
 
 async def _publication(connection: Connection, config: Config) -> Finding:
-    postgres = config.postgres
+    postgres, tables, columns = config.postgres, tables_read(config.maps), columns_read(config.maps)
     subject = f"publication {postgres.publication}"
-    tables = _tables(config)
     found = await load_publication(connection, postgres.publication)
-    if found is not None and found.complete and not (missing := set(tables) - found.tables.keys()):
+    lacks = await gaps(connection, found, tables, columns) if found is not None else []
+    if found is not None and not lacks:
         return Finding(subject, ok=True, message=f"covers {len(tables)} mapped table{'s' if len(tables) > 1 else ''}")
+    message = "; ".join(gap.message for gap in lacks) or "does not exist"
+    by_hand = " ".join(gap.remedy for gap in lacks)
     if found is None:
-        message = "does not exist"
-    elif not found.complete:
-        message = "leaves out some kinds of changes, or partitioned tables' roots"
-    else:
-        message = f"does not cover {', '.join(sorted(missing))}"
+        generated = await needs_generated(connection, columns)
+        by_hand = creation(connection, postgres.publication, tables, None, generated=generated) + ";"
     if not postgres.create or (found is not None and not found.own_list):
-        return Finding(subject, ok=False, message=message, hint=_by_hand(connection, found, tables, postgres))
-    return await _can_be_made(connection, subject, message, found, config)
+        return Finding(subject, ok=False, message=message, hint=by_hand)
+    if found is not None and any(found.lists.get(table) for table in tables):
+        return Finding(subject, ok=False, message=message, hint=by_hand)
+    return await _can_be_made(connection, subject, message, by_hand, sorted(tables))
 
 
-async def _can_be_made(
-    connection: Connection, subject: str, message: str, found: Publication | None, config: Config
-) -> Finding:
-    postgres, tables = config.postgres, _tables(config)
+async def _can_be_made(connection: Connection, subject: str, message: str, by_hand: str, tables: list[str]) -> Finding:
     ((may_create, foreign),) = await rows(connection, _MAY_PUBLISH, [tables])
     if may_create and not foreign:
         return Finding(subject, ok=True, message=f"{message}; `cdcsync run` will put that right")
@@ -152,27 +152,8 @@ async def _can_be_made(
     role, database = sql.Identifier(info.user).as_string(connection), sql.Identifier(info.dbname).as_string(connection)
     lacks = [] if may_create else [f"GRANT CREATE ON DATABASE {database} TO {role}"]
     lacks += [f"make {role} a member of the role that owns {table}" for table in foreign]
-    hint = f"{', '.join(lacks)}; or let a DBA run: {_by_hand(connection, found, tables, postgres)}"
+    hint = f"{', '.join(lacks)}; or let a DBA run: {by_hand}"
     return Finding(subject, ok=False, message=f"{message}, and this role may not mend that", hint=hint)
-
-
-def _by_hand(connection: Connection, found: Publication | None, tables: list[str], postgres: PostgresConfig) -> str:
-    """Return the SQL that makes the publication, or adds to it what is not in it."""
-    name = sql.Identifier(postgres.publication).as_string(connection)
-    if found is None:
-        return f"CREATE PUBLICATION {name} FOR TABLE {_listed(connection, tables)} WITH ({OPTIONS});"
-    statements = [] if found.complete else [f"ALTER PUBLICATION {name} SET ({OPTIONS});"]
-    if missing := [table for table in tables if table not in found.tables]:
-        statements.append(f"ALTER PUBLICATION {name} ADD TABLE {_listed(connection, missing)};")
-    return " ".join(statements)
-
-
-def _tables(config: Config) -> list[str]:
-    return sorted({one.table for one in config.maps})
-
-
-def _listed(connection: Connection, tables: list[str]) -> str:
-    return ", ".join(f"ONLY {quoted(connection, table)}" for table in tables)
 
 
 async def _slot(connection: Connection, postgres: PostgresConfig, slot: SlotInfo) -> AsyncIterator[Finding]:

@@ -11,7 +11,8 @@ from psycopg.conninfo import make_conninfo
 from cdcsync.errors import SourceError
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.publication import ensure_publication, load_publication
+from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.published import load_publication
 
 
 @pytest.fixture
