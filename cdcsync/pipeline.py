@@ -204,6 +204,7 @@ class Pipeline:
         if position <= self.position:
             return
         self.position = position
+
         truncated = {route.name: (route, one) for one in truncate.relations for _, route in self._concerned(one)}
         for route, relation in truncated.values():
             copy = self.copies.get(route.name)

@@ -23,7 +23,7 @@ from cdcsync.wal.catalog import (
     server_version,
 )
 from cdcsync.wal.connect import Connection
-from cdcsync.wal.published import KINDS, Columns, Publication, Tables, listing, quoted
+from cdcsync.wal.published import GENERATED, KINDS, VIA_ROOT, Columns, Publication, Tables, listing, quoted
 
 _DEFINITIONS = """
     SELECT string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum)
@@ -211,9 +211,9 @@ def _remedy(  # noqa: PLR0917 - the parts of one table's entry
     listed = publication.lists.get(table, ())
     statements = []
     if not listed and unsent & kinds.get(table, {}).keys():
-        statements.append(f"ALTER PUBLICATION {name} SET (publish_generated_columns = stored);")
+        statements.append(f"ALTER PUBLICATION {name} SET ({GENERATED});")
     if not publication.via_root and where is not None:
-        statements.append(f"ALTER PUBLICATION {name} SET (publish_via_partition_root = true);")
+        statements.append(f"ALTER PUBLICATION {name} SET ({VIA_ROOT});")
     if listed or where != theirs:
         entry = listing(connection, table, where, (*listed, *sorted(unsent)) if listed else ())
         statements += [

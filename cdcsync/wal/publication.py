@@ -18,7 +18,17 @@ from cdcsync.wal.catalog import VERSION_15, generated_columns, rows, server_vers
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.coverage import filter_problems, gaps, generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
-from cdcsync.wal.published import Columns, Publication, Tables, creation, load_publication, publication_options, quoted
+from cdcsync.wal.published import (
+    GENERATED,
+    KINDS,
+    VIA_ROOT,
+    Columns,
+    Publication,
+    Tables,
+    creation,
+    load_publication,
+    quoted,
+)
 
 LOCK_TIMEOUT: Final = "10s"
 
@@ -86,11 +96,9 @@ async def _checked(
 async def _bring_in_step(
     connection: Connection, name: str, wanted: Tables, current: Publication | None, *, generated: bool
 ) -> None:
-    if current is not None and (not current.complete or not current.via_root or generated > current.generated):
-        await connection.execute(
-            f"ALTER PUBLICATION {sql.Identifier(name).as_string(connection)}"
-            f" SET ({publication_options(generated=generated)})".encode()
-        )
+    if current is not None and (options := _missing_options(current, wanted, generated=generated)):
+        identifier = sql.Identifier(name).as_string(connection)
+        await connection.execute(f"ALTER PUBLICATION {identifier} SET ({', '.join(options)})".encode())
         current = await load_publication(connection, name)
     if current is not None and current.tables == wanted and not any(wanted.values()):
         return
@@ -102,6 +110,16 @@ async def _bring_in_step(
         await _refuse_filters_outside_identity(connection, name, wanted)
         if current is not None and await load_publication(connection, name) == current:
             raise Rollback(transaction)
+
+
+def _missing_options(current: Publication, wanted: Tables, *, generated: bool) -> list[str]:
+    options = [] if current.complete else [KINDS]
+    # A partitioned table's filter counts only when its changes come through it; without one either way will do.
+    if any(wanted.values()) and not current.via_root:
+        options.append(VIA_ROOT)
+    if generated and not current.generated:
+        options.append(GENERATED)
+    return options
 
 
 async def _set_tables(

@@ -12,6 +12,8 @@ from cdcsync.wal.catalog import VERSION_15, VERSION_18, rows, server_version
 from cdcsync.wal.connect import Connection
 
 KINDS: Final = "publish = 'insert, update, delete, truncate'"
+VIA_ROOT: Final = "publish_via_partition_root = true"
+GENERATED: Final = "publish_generated_columns = stored"
 
 Tables = Mapping[str, str | None]
 """Tables as ``schema.table``, each with its row filter (SQL, without WHERE) or None."""
@@ -109,12 +111,6 @@ def _roots(*, modern: bool) -> str:
     return _ROOTS.format(filters=filters, schemas=schemas)
 
 
-def publication_options(*, generated: bool) -> str:
-    """Return what stands in the parentheses of WITH and SET."""
-    options = f"{KINDS}, publish_via_partition_root = true"
-    return f"{options}, publish_generated_columns = stored" if generated else options
-
-
 def creation(
     connection: Connection | None, name: str, wanted: Tables, current: Publication | None, *, generated: bool
 ) -> str:
@@ -125,7 +121,8 @@ def creation(
     )
     identifier = sql.Identifier(name).as_string(connection)
     if current is None:
-        return f"CREATE PUBLICATION {identifier} FOR TABLE {listed} WITH ({publication_options(generated=generated)})"
+        options = f"{KINDS}, {VIA_ROOT}, {GENERATED}" if generated else f"{KINDS}, {VIA_ROOT}"
+        return f"CREATE PUBLICATION {identifier} FOR TABLE {listed} WITH ({options})"
     return f"ALTER PUBLICATION {identifier} SET TABLE {listed}"
 
 
