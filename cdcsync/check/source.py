@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
 from cdcsync.apply.base import Finding
+from cdcsync.check.provider import Provider, check_route, find_provider
+from cdcsync.check.settings import check_settings
 from cdcsync.check.tables import check_tables
 from cdcsync.config import Config, PostgresConfig
 from cdcsync.config.units import format_size
@@ -61,12 +64,18 @@ def failure(subject: str, error: CdcsyncError) -> Finding:
 
 async def _findings(connection: Connection, config: Config) -> AsyncIterator[Finding]:
     postgres = config.postgres
+    provider = await find_provider(connection)
     yield _version(connection)
-    yield await _wal_level(connection)
+    yield await check_route(connection)
+    if provider is not None:
+        yield Finding("provider", ok=True, message=provider.name, hint="; ".join(provider.notes))
+    yield await _wal_level(connection, provider)
+    async for finding in check_settings(connection):
+        yield finding
     slot = await show_slot(connection, postgres.slot)
     async for finding in _room(connection, slot):
         yield finding
-    yield await _replication(connection, postgres)
+    yield await _replication(connection, postgres, provider)
     async for finding in check_tables(connection, config):
         yield finding
     yield await _publication(connection, config)
@@ -82,11 +91,12 @@ def _version(connection: Connection) -> Finding:
     return Finding("postgres", ok=True, message=f"{text}, database {connection.info.dbname}")
 
 
-async def _wal_level(connection: Connection) -> Finding:
+async def _wal_level(connection: Connection, provider: Provider | None) -> Finding:
     try:
         await check_wal_level(connection)
     except SourceError as error:
-        return failure("wal_level", error)
+        finding = failure("wal_level", error)
+        return replace(finding, hint=provider.logical) if provider is not None else finding
     return Finding("wal_level", ok=True, message="logical decoding is possible")
 
 
@@ -112,7 +122,7 @@ async def _room(connection: Connection, slot: SlotInfo) -> AsyncIterator[Finding
     )
 
 
-async def _replication(connection: Connection, postgres: PostgresConfig) -> Finding:
+async def _replication(connection: Connection, postgres: PostgresConfig, provider: Provider | None) -> Finding:
     """Open a replication connection: that proves the role's attribute and pg_hba.conf at once."""
     subject = "replication privilege"
     try:
@@ -120,7 +130,8 @@ async def _replication(connection: Connection, postgres: PostgresConfig) -> Find
             system = await identify_system(replication)
     except CdcsyncError as error:
         role = sql.Identifier(connection.info.user).as_string(connection)
-        hint = f"ALTER ROLE {role} REPLICATION; (managed services: a role of theirs). Else: {error.hint}"
+        statement = provider.replication if provider is not None else "ALTER ROLE {role} REPLICATION;"
+        hint = f"{statement.format(role=role)} Else: {error.hint}"
         return Finding(subject, ok=False, message=" ".join(error.message.split()), hint=hint)
     return Finding(subject, ok=True, message=f"a replication connection opens (timeline {system.timeline})")
 

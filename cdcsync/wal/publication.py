@@ -196,7 +196,8 @@ async def _refuse_filters_outside_identity(connection: Connection, name: str, ta
         FROM pg_publication p
         JOIN pg_publication_rel r ON r.prpubid = p.oid
         JOIN pg_depend d ON d.classid = 'pg_publication_rel'::regclass AND d.objid = r.oid
-                        AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid AND d.refobjsubid > 0
+                        AND d.refclassid = 'pg_class'::regclass AND d.refobjid = r.prrelid
+                        AND r.prqual::text ~ (':varattno ' || d.refobjsubid || ' ') -- a column list's depend as well
         JOIN pg_class c ON c.oid = r.prrelid
         JOIN pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
