@@ -144,15 +144,22 @@ def check(
     *,
     config: ConfigOption = None,
     offline: Annotated[bool, typer.Option("--offline", help="Look at the config file only.")] = False,
+    print_sql: Annotated[
+        bool, typer.Option("--print-sql", help="Print what a DBA has to run: role, grants, publication, settings.")
+    ] = False,
 ) -> None:
     """Prove the chain from the database to the CRMs, one line each; writes nothing."""
     from cdcsync import check as checks
 
     loaded = _load(config)
+    if print_sql:
+        typer.echo(_run(checks.privileges(loaded, ask=not offline)), nl=False)
+        return
     findings = checks.offline(loaded) if offline else _run(checks.online(loaded))
     for finding in findings:
-        typer.echo(f"{'✓' if finding.ok else '✗'} {finding.subject}: {finding.message}")
-        if not finding.ok and finding.hint:
+        mark = "✗" if not finding.ok else "!" if finding.hint else "✓"
+        typer.echo(f"{mark} {finding.subject}: {finding.message}")
+        if finding.hint:
             typer.echo(f"    → {finding.hint}")
     raise typer.Exit(EXIT_OK if all(finding.ok for finding in findings) else EXIT_NOT_FINE)
 

@@ -148,7 +148,8 @@ class Copies:
             return
         copy.meet(keys)
         if copy.backfill is not None:
-            copy.backfill.relation = relation
+            if relation.oid == copy.shape.oid:  # and not a partition's, which has another order of columns
+                copy.backfill.relation = relation
             for key in set(keys) - {None}:
                 copy.backfill.note(str(key), xid, partial=partial)
 

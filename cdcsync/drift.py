@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cdcsync.config import MapConfig
 from cdcsync.entries import Seen
 from cdcsync.errors import ConfigError
-from cdcsync.mappers.compile import columns_of, compile_mapper
+from cdcsync.mappers.compile import columns_of, columns_used, compile_mapper
 from cdcsync.mappers.values import converter
 from cdcsync.model import Relation
 from cdcsync.wal.sight import TableSight
@@ -32,17 +32,9 @@ class Drift:
     readable: bool
 
 
-def mapped_columns(config: MapConfig) -> list[str]:
-    """Name the columns that a mapping reads, the key's first."""
-    names = [config.key_column, *(link.column for link in config.associate)]
-    for field in config.fields.values():
-        names += columns_of(field)
-    return list(dict.fromkeys(names))
-
-
 def mapped_types(config: MapConfig, relation: Relation, types: Mapping[int, int]) -> dict[str, int]:
     """Return the builtin type oid of each mapped column that the table has; ``types`` is for those of users."""
-    mapped = set(mapped_columns(config))
+    mapped = columns_used(config)
     return {c.name: types.get(c.type_oid, c.type_oid) for c in relation.columns if c.name in mapped}
 
 

@@ -19,15 +19,16 @@ from typing import Final
 import psycopg
 import structlog
 
-from cdcsync.config import Config, PostgresConfig, order
+from cdcsync.config import Config, MapConfig, PostgresConfig, order
 from cdcsync.drift import Drift
 from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.catalog import load_types
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.publication import ensure_publication, take_out
 from cdcsync.wal.sight import TableSight, fingerprint, look
 
 LOOK_SECONDS: Final = 2.0
@@ -47,6 +48,23 @@ class Finding:
         """Whether the mapping works on the table as it is, and does not wait for a person to say that it may."""
         works = self.drift is None or (self.drift.readable and self.route.config.on_drift == "warn")
         return works and not (self.route.drift_mark and self.route.paused)
+
+    @property
+    def readable(self) -> bool:
+        """Whether the table's rows mean something to the mapping, so that they are to be published."""
+        return self.drift is None or self.drift.readable
+
+    @property
+    def table(self) -> str:
+        """``schema.name`` of the table under its present name."""
+        return self.sight.relation.table if self.sight.relation is not None else self.route.config.table
+
+    @property
+    def published(self) -> MapConfig:
+        """The mapping as far as the table has its columns, of the table under its present name."""
+        relation = self.sight.relation
+        applicable = self.route.config if relation is None else self.route.applicable(relation)
+        return applicable.model_copy(update={"table": self.table})
 
     @property
     def why_compare(self) -> str | None:
@@ -92,23 +110,20 @@ async def _find(connection: Connection, publication: str, route: Route) -> Findi
     return Finding(route, sight, drift)
 
 
-def tables(found: Iterable[Finding]) -> dict[str, str | None]:
-    """Return the tables to publish, under their present names, each with the row filter that its mappings share."""
-    return {
-        one.sight.relation.table if one.sight.relation is not None else one.route.config.table: one.route.config.where
-        for one in found
-        if one.drift is None or one.drift.readable
-    }
-
-
 async def publish(connection: Connection, settings: PostgresConfig, found: Sequence[Finding]) -> None:
-    """See that the publication covers the tables that fit, and note their membership. Raises as ensure_publication."""
-    wanted = tables(found)
-    if wanted:
-        await ensure_publication(connection, settings.publication, wanted, create=settings.create)
+    """See that the publication covers the tables that can be read, and no others of ours, and note what it is then.
+
+    Raises as ``ensure_publication``.
+    """
+    maps = [one.published for one in found if one.readable]
+    if maps:
+        wanted = tables_read(maps), columns_read(maps)
+        await ensure_publication(connection, settings.publication, *wanted, create=settings.create)
+    elif settings.create:
+        await take_out(connection, settings.publication, [one.table for one in found if one.sight.publication])
     for one in found:
         if one.sight.relation is not None:
-            one.sight = await look(connection, settings.publication, one.sight.relation.table, one.sight.relation.oid)
+            one.sight = await look(connection, settings.publication, one.table, one.sight.relation.oid)
 
 
 class Guard:

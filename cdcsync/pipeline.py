@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, TypeVar
@@ -88,8 +88,11 @@ class Pipeline:
     """Everything that was committed before it has been fed."""
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
+    partitions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """The source's: oid of a partition → the partitioned tables above it, which have its rows too."""
     copies: Copies = field(init=False)
-    _by_oid: dict[int, list[tuple[Lane, Route]]] = field(default_factory=dict)
+    _served: dict[tuple[int, tuple[str, ...]], list[tuple[Lane, Route]]] = field(default_factory=dict)
+    """Mappings by the oid of a table and the names of those that it is a part of."""
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
@@ -165,14 +168,15 @@ class Pipeline:
         return route.drift_mark != "passed over"
 
     def _served_by(self, relation: Relation) -> list[tuple[Lane, Route]]:
-        """Return the mappings of a table; it is the same one under another name, and another one under the same."""
-        found = self._by_oid.get(relation.oid)
+        """Return the mappings of a table, by whatever name, and of the partitioned tables that it is part of."""
+        above = self.partitions.get(relation.oid, ())
+        found = self._served.get((relation.oid, above))
         if found is None:
-            found = self._by_oid[relation.oid] = [
+            found = self._served[relation.oid, above] = [
                 (lane, route)
                 for lane in self.lanes
                 for route in lane.routes
-                if (route.seen.oid == relation.oid if route.seen else route.config.table == relation.table)
+                if route.table in above or route.is_of(relation)
             ]
         return found
 
@@ -199,12 +203,12 @@ class Pipeline:
         if position <= self.position:
             return
         self.position = position
-        for relation in truncate.relations:
-            for _, route in self._served_by(relation):
-                self.copies.note_truncate(route, self._transaction.xid)
-                if route.config.on_truncate == "pause":
-                    self._pause(route, f"{relation.table} was truncated; the CRM still holds its records")
-                self.log.warning("table truncated", map=route.name, policy=route.config.on_truncate)
+        truncated = {route.name: (route, one) for one in truncate.relations for _, route in self._served_by(one)}
+        for route, relation in truncated.values():
+            self.copies.note_truncate(route, self._transaction.xid)
+            if route.config.on_truncate == "pause":
+                self._pause(route, f"{relation.table} was truncated; the CRM still holds its records")
+            self.log.warning("table truncated", map=route.name, table=relation.table, policy=route.config.on_truncate)
 
     # --- a table that changes
 
@@ -230,7 +234,7 @@ class Pipeline:
         route.drift_mark = None
         self._drifted = [entry for entry in self._drifted if entry[0] != route.name]
         seen = route.fit(relation, publication)
-        self._by_oid.clear()
+        self._served.clear()
         if compare is not None and route.config.backfill:
             self.resync(route, compare)
         self._seen[route.name] = seen

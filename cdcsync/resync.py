@@ -7,7 +7,7 @@ from psycopg import sql
 from cdcsync.config import MapConfig
 from cdcsync.entries import CopyState
 from cdcsync.wal.connect import Connection
-from cdcsync.wal.publication import load_publication
+from cdcsync.wal.published import load_publication
 
 
 async def copy_condition(

@@ -68,6 +68,10 @@ class Route:
         """``schema.name`` of the table as it was last seen: it may have been renamed."""
         return self.seen.table if self.seen is not None else self.config.table
 
+    def is_of(self, relation: Relation) -> bool:
+        """Whether this is the mapping's table: the same one under another name, and another one under the same."""
+        return self.seen.oid == relation.oid if self.seen is not None else self.config.table == relation.table
+
     def mapper(self, relation: Relation) -> RowMapper:
         """Return the mapper for a table shape. Raises ConfigError where the mapping does not fit it."""
         recent = self._recent  # read once: a lane maps large batches in a thread of its own
@@ -75,7 +79,7 @@ class Route:
             return recent[1]
         mapper = self._mappers.get(relation)
         if mapper is None:
-            mapper = self._mappers[relation] = compile_mapper(self._applicable(relation), relation, self.types)
+            mapper = self._mappers[relation] = compile_mapper(self.applicable(relation), relation, self.types)
         self._recent = (relation, mapper)
         return mapper
 
@@ -128,6 +132,6 @@ class Route:
         )
         return self.seen
 
-    def _applicable(self, relation: Relation) -> MapConfig:
+    def applicable(self, relation: Relation) -> MapConfig:
         """Return the mapping as far as the table has its columns, if it is to go on with what is left."""
         return what_is_left(self.config, relation) if self.config.on_drift == "warn" else self.config

@@ -95,6 +95,7 @@ class Service:
         )
         source.types = types
         pipeline.reader = source
+        pipeline.partitions = source.partitions
         for name, crm in config.crm.items():
             mine = [one.route for one in found if one.route.config.crm == name]
             if mine:
@@ -232,7 +233,9 @@ async def prepare(
         await publish(connection, postgres, found)
         for one in found:
             if one.drift is None and one.sight.relation is not None:
-                one.route.check(one.sight.relation)
+                place = one.sight.relation.namespace, one.sight.relation.name, postgres.publication
+                for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
+                    one.route.check(shape)
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
     return await _identity(config, state, info, system, log), found

@@ -6,10 +6,13 @@ import asyncio
 
 from cdcsync.apply.base import Finding
 from cdcsync.check.crm import check_crm
+from cdcsync.check.script import from_config, from_server, script
 from cdcsync.check.source import check_source
 from cdcsync.config import Config, MapConfig, order
+from cdcsync.errors import SourceUnavailableError
+from cdcsync.wal.connect import connect
 
-__all__ = ["offline", "online"]
+__all__ = ["offline", "online", "privileges"]
 
 
 def offline(config: Config) -> list[Finding]:
@@ -36,6 +39,18 @@ async def online(config: Config) -> list[Finding]:
         if not maps
     ]
     return [*offline(config), *source, *(finding for answer in answers for finding in answer), *unused]
+
+
+async def privileges(config: Config, *, ask: bool) -> str:
+    """Return the SQL for the DBA; with ``ask``, made for the server as it is, if it can be reached."""
+    if not ask:
+        return script(config, from_config(config))
+    try:
+        async with await connect(config.postgres.dsn) as connection:
+            return script(config, await from_server(connection, config))
+    except SourceUnavailableError as error:
+        reason = " ".join(error.message.split())
+        return f"-- The server was not asked: {reason}\n{script(config, from_config(config))}"
 
 
 def _sentence(one: MapConfig) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
 from cdcsync.apply.base import Finding
-from cdcsync.check.tables import check_tables, quoted
+from cdcsync.check.provider import Provider, check_route, find_provider
+from cdcsync.check.settings import check_settings
+from cdcsync.check.tables import check_tables
 from cdcsync.config import Config, PostgresConfig
 from cdcsync.config.units import format_size
 from cdcsync.errors import CdcsyncError, SourceError
+from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.publication import OPTIONS, Publication, load_publication
+from cdcsync.wal.coverage import gaps, needs_generated
+from cdcsync.wal.published import creation, load_publication
 from cdcsync.wal.slot import SlotInfo, check_wal_level, identify_system, show_slot
 from cdcsync.wal.verify import verify_slot
 
@@ -59,12 +64,18 @@ def failure(subject: str, error: CdcsyncError) -> Finding:
 
 async def _findings(connection: Connection, config: Config) -> AsyncIterator[Finding]:
     postgres = config.postgres
+    provider = await find_provider(connection)
     yield _version(connection)
-    yield await _wal_level(connection)
+    yield await check_route(connection)
+    if provider is not None:
+        yield Finding("provider", ok=True, message=provider.name, hint="; ".join(provider.notes))
+    yield await _wal_level(connection, provider)
+    async for finding in check_settings(connection):
+        yield finding
     slot = await show_slot(connection, postgres.slot)
     async for finding in _room(connection, slot):
         yield finding
-    yield await _replication(connection, postgres)
+    yield await _replication(connection, postgres, provider)
     async for finding in check_tables(connection, config):
         yield finding
     yield await _publication(connection, config)
@@ -80,11 +91,12 @@ def _version(connection: Connection) -> Finding:
     return Finding("postgres", ok=True, message=f"{text}, database {connection.info.dbname}")
 
 
-async def _wal_level(connection: Connection) -> Finding:
+async def _wal_level(connection: Connection, provider: Provider | None) -> Finding:
     try:
         await check_wal_level(connection)
     except SourceError as error:
-        return failure("wal_level", error)
+        finding = failure("wal_level", error)
+        return replace(finding, hint=provider.logical) if provider is not None else finding
     return Finding("wal_level", ok=True, message="logical decoding is possible")
 
 
@@ -110,7 +122,7 @@ async def _room(connection: Connection, slot: SlotInfo) -> AsyncIterator[Finding
     )
 
 
-async def _replication(connection: Connection, postgres: PostgresConfig) -> Finding:
+async def _replication(connection: Connection, postgres: PostgresConfig, provider: Provider | None) -> Finding:
     """Open a replication connection: that proves the role's attribute and pg_hba.conf at once."""
     subject = "replication privilege"
     try:
@@ -118,33 +130,32 @@ async def _replication(connection: Connection, postgres: PostgresConfig) -> Find
             system = await identify_system(replication)
     except CdcsyncError as error:
         role = sql.Identifier(connection.info.user).as_string(connection)
-        hint = f"ALTER ROLE {role} REPLICATION; (managed services: a role of theirs). Else: {error.hint}"
+        statement = provider.replication if provider is not None else "ALTER ROLE {role} REPLICATION;"
+        hint = f"{statement.format(role=role)} Else: {error.hint}"
         return Finding(subject, ok=False, message=" ".join(error.message.split()), hint=hint)
     return Finding(subject, ok=True, message=f"a replication connection opens (timeline {system.timeline})")
 
 
 async def _publication(connection: Connection, config: Config) -> Finding:
-    postgres = config.postgres
+    postgres, tables, columns = config.postgres, tables_read(config.maps), columns_read(config.maps)
     subject = f"publication {postgres.publication}"
-    tables = _tables(config)
     found = await load_publication(connection, postgres.publication)
-    if found is not None and found.complete and not (missing := set(tables) - found.tables.keys()):
+    lacks = await gaps(connection, found, tables, columns) if found is not None else []
+    if found is not None and not lacks:
         return Finding(subject, ok=True, message=f"covers {len(tables)} mapped table{'s' if len(tables) > 1 else ''}")
+    message = "; ".join(gap.message for gap in lacks) or "does not exist"
+    by_hand = " ".join(gap.remedy for gap in lacks)
     if found is None:
-        message = "does not exist"
-    elif not found.complete:
-        message = "leaves out some kinds of changes, or partitioned tables' roots"
-    else:
-        message = f"does not cover {', '.join(sorted(missing))}"
+        generated = await needs_generated(connection, columns)
+        by_hand = creation(connection, postgres.publication, tables, None, generated=generated) + ";"
     if not postgres.create or (found is not None and not found.own_list):
-        return Finding(subject, ok=False, message=message, hint=_by_hand(connection, found, tables, postgres))
-    return await _can_be_made(connection, subject, message, found, config)
+        return Finding(subject, ok=False, message=message, hint=by_hand)
+    if found is not None and any(found.lists.get(table) for table in tables):
+        return Finding(subject, ok=False, message=message, hint=by_hand)
+    return await _can_be_made(connection, subject, message, by_hand, sorted(tables))
 
 
-async def _can_be_made(
-    connection: Connection, subject: str, message: str, found: Publication | None, config: Config
-) -> Finding:
-    postgres, tables = config.postgres, _tables(config)
+async def _can_be_made(connection: Connection, subject: str, message: str, by_hand: str, tables: list[str]) -> Finding:
     ((may_create, foreign),) = await rows(connection, _MAY_PUBLISH, [tables])
     if may_create and not foreign:
         return Finding(subject, ok=True, message=f"{message}; `cdcsync run` will put that right")
@@ -152,27 +163,8 @@ async def _can_be_made(
     role, database = sql.Identifier(info.user).as_string(connection), sql.Identifier(info.dbname).as_string(connection)
     lacks = [] if may_create else [f"GRANT CREATE ON DATABASE {database} TO {role}"]
     lacks += [f"make {role} a member of the role that owns {table}" for table in foreign]
-    hint = f"{', '.join(lacks)}; or let a DBA run: {_by_hand(connection, found, tables, postgres)}"
+    hint = f"{', '.join(lacks)}; or let a DBA run: {by_hand}"
     return Finding(subject, ok=False, message=f"{message}, and this role may not mend that", hint=hint)
-
-
-def _by_hand(connection: Connection, found: Publication | None, tables: list[str], postgres: PostgresConfig) -> str:
-    """Return the SQL that makes the publication, or adds to it what is not in it."""
-    name = sql.Identifier(postgres.publication).as_string(connection)
-    if found is None:
-        return f"CREATE PUBLICATION {name} FOR TABLE {_listed(connection, tables)} WITH ({OPTIONS});"
-    statements = [] if found.complete else [f"ALTER PUBLICATION {name} SET ({OPTIONS});"]
-    if missing := [table for table in tables if table not in found.tables]:
-        statements.append(f"ALTER PUBLICATION {name} ADD TABLE {_listed(connection, missing)};")
-    return " ".join(statements)
-
-
-def _tables(config: Config) -> list[str]:
-    return sorted({one.table for one in config.maps})
-
-
-def _listed(connection: Connection, tables: list[str]) -> str:
-    return ", ".join(f"ONLY {quoted(connection, table)}" for table in tables)
 
 
 async def _slot(connection: Connection, postgres: PostgresConfig, slot: SlotInfo) -> AsyncIterator[Finding]:

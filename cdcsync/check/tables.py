@@ -10,10 +10,13 @@ from cdcsync.apply.base import Finding
 from cdcsync.config import Config, MapConfig
 from cdcsync.errors import CdcsyncError
 from cdcsync.mappers.compile import compile_mapper
+from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.model import Relation
-from cdcsync.wal.catalog import load_relation, load_types, rows
+from cdcsync.wal.catalog import generated_columns, load_leaves, load_relation, load_types, rows, server_version
 from cdcsync.wal.connect import Connection
+from cdcsync.wal.coverage import filter_problems, generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
+from cdcsync.wal.published import load_publication, quoted
 
 _UNIQUE = """
     SELECT EXISTS (
@@ -28,31 +31,34 @@ _READABLE = """
 """
 
 
-def quoted(connection: Connection, name: str) -> str:
-    """Write a ``schema.table`` as SQL wants it."""
-    return sql.Identifier(*name.split(".", 1)).as_string(connection)
-
-
 async def check_tables(connection: Connection, config: Config) -> AsyncIterator[Finding]:
     """Yield the findings of each table, then of each mapping."""
-    tables = sorted({one.table for one in config.maps})
-    for problem in await identity_problems(connection, tables):
-        message, colon, remedy = problem.partition(": ALTER ")
-        yield Finding("replica identity", ok=False, message=message, hint=f"ALTER {remedy}" if colon else "")
+    read, version = columns_read(config.maps), server_version(connection)
+    publication = await load_publication(connection, config.postgres.publication)
+    stored = (publication is not None and publication.generated) or (
+        config.postgres.create and await needs_generated(connection, read)
+    )
+    for unfit in await identity_problems(connection, sorted(read), stored=stored):
+        yield Finding("replica identity", ok=False, message=unfit.message, hint=unfit.remedy)
+    generated = await generated_columns(connection, read.keys())
+    problems = filter_problems(version, tables_read(config.maps)) + generated_problems(version, generated, read)
+    for problem in problems:
+        table, _, message = problem.partition(": ")
+        yield Finding(f"table {table}", ok=False, message=message)
     types = await load_types(connection)
     for one in config.maps:
-        async for finding in _mapping(connection, one, config.postgres.publication, types):
+        async for finding in _mapping(connection, one, types):
             yield finding
 
 
-async def _mapping(
-    connection: Connection, one: MapConfig, publication: str, types: Mapping[int, int]
-) -> AsyncIterator[Finding]:
+async def _mapping(connection: Connection, one: MapConfig, types: Mapping[int, int]) -> AsyncIterator[Finding]:
+    """Compare a mapping with its table and that one's partitions; what of them is published is another question."""
     subject = f"map {one.name}: table {one.table}"
     schema, _, table = one.table.partition(".")
     try:
-        relation = await load_relation(connection, schema, table, publication)
-        compile_mapper(one, relation, types)
+        relation = await load_relation(connection, schema, table, generated=True)
+        for shape in [relation, *await load_leaves(connection, schema, table, generated=True)]:
+            compile_mapper(one, shape, types)
     except CdcsyncError as error:
         message = error.message.replace(f"map {one.name}: ", "").replace("\n", "; ")
         yield Finding(subject, ok=False, message=message, hint=error.hint)

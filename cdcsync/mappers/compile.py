@@ -100,11 +100,7 @@ class _Shape:
 
     def used(self) -> set[int]:
         """Tell the places of all columns that the mapping reads."""
-        config = self.config
-        names = {config.key_column, *(link.column for link in config.associate)}
-        for field in config.fields.values():
-            names.update(columns_of(field))
-        return {self._places[name] for name in names}
+        return {self._places[name] for name in columns_used(self.config)}
 
     def check(self) -> None:
         mistakes = list(self._mistakes())
@@ -140,6 +136,14 @@ class _Shape:
             yield f"{where}: table {self.relation.table} has no column {column}{did_you_mean(column, self._places)}"
         elif self.builtin(column) == BYTEA:
             yield f"{where}: column {column} is binary (bytea), which no CRM field takes: map a text form of it instead"
+
+
+def columns_used(config: MapConfig) -> set[str]:
+    """Name all columns that a mapping reads."""
+    names = {config.key_column, *(link.column for link in config.associate)}
+    for field in config.fields.values():
+        names.update(columns_of(field))
+    return names
 
 
 def columns_of(field: FieldConfig) -> list[str]:

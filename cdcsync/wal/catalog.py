@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 from psycopg import sql
@@ -50,6 +51,45 @@ _COPY_KEY = """
     ORDER BY i.indisprimary DESC, i.indisreplident DESC, count(*), n.relname LIMIT 1
 """
 
+# A partitioned table that is not published through its root is published as its partitions, each with its own list.
+_PUBLISHED: Final = """
+    SELECT n.nspname || '.' || c.relname, t.attnames::text[]
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (SELECT c.oid AS relid UNION SELECT relid FROM pg_partition_tree(c.oid)) AS member
+    JOIN pg_class l ON l.oid = member.relid
+    JOIN pg_namespace ln ON ln.oid = l.relnamespace
+    JOIN pg_publication_tables t ON t.pubname = %s AND t.schemaname = ln.nspname AND t.tablename = l.relname
+    WHERE n.nspname || '.' || c.relname = ANY (%s) AND c.relkind IN ('r', 'p')
+"""
+
+_GENERATED: Final = """
+    SELECT n.nspname || '.' || c.relname, a.attname, a.attgenerated::text
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attgenerated <> '' AND NOT a.attisdropped
+    WHERE n.nspname || '.' || c.relname = ANY (%s) AND c.relkind IN ('r', 'p')
+"""
+
+_ANCESTORS: Final = """
+    SELECT wanted.oid, ARRAY(
+        SELECT n.nspname || '.' || c.relname
+        FROM pg_partition_ancestors(wanted.oid) AS ancestor (relid)
+        JOIN pg_class c ON c.oid = ancestor.relid
+        JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid <> wanted.oid
+    )
+    FROM unnest(%s::oid[]) AS wanted (oid) JOIN pg_class ON pg_class.oid = wanted.oid
+"""
+
+_LEAVES: Final = """
+    SELECT ln.nspname, l.relname
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL pg_partition_tree(c.oid) AS member
+    JOIN pg_class l ON l.oid = member.relid
+    JOIN pg_namespace ln ON ln.oid = l.relnamespace
+    WHERE n.nspname = %s AND c.relname = %s AND c.relkind = 'p' AND member.isleaf AND l.relkind = 'r'
+    ORDER BY 1, 2
+"""
+
 # information_schema's domains have oids below those of users; a domain may stand on another one.
 _TYPES = """
     WITH RECURSIVE based (oid, base) AS (
@@ -63,23 +103,70 @@ _TYPES = """
 """
 
 
-async def load_relation(connection: Connection, schema: str, table: str, publication: str | None = None) -> Relation:
+async def load_relation(
+    connection: Connection, schema: str, table: str, publication: str | None = None, *, generated: bool = False
+) -> Relation:
     """Return a table as the stream would describe it now: its columns without dropped and generated ones.
 
     With ``publication`` its column list counts too (PostgreSQL 15 and later), and so do the generated columns that it
-    publishes (18 and later). Raises SourceError if there is no such table.
+    publishes (18 and later). With ``generated``, all columns that the table has. Raises SourceError if there is no
+    such table.
     """
     found = await rows(connection, _TABLE, [schema, table])
     if not found:
         raise SourceError(f"there is no table {schema}.{table}", hint="check the mapping's table, and the search_path")
     oid, identity = found[0]
-    published = await _published_columns(connection, schema, table, publication)
+    sent = await published_columns(connection, publication, [f"{schema}.{table}"]) if publication else {}
+    published = sent.get(f"{schema}.{table}")
     columns = [
         Column(name, type_oid, typmod, in_identity)
-        for name, type_oid, typmod, in_identity, generated in await rows(connection, _COLUMNS, [oid])
-        if (not generated if published is None else name in published and (not generated or _generated_too(connection)))
+        for name, type_oid, typmod, in_identity, kind in await rows(connection, _COLUMNS, [oid])
+        if generated
+        or (not kind if published is None else name in published and (not kind or _generated_too(connection)))
     ]
     return Relation(oid, schema, table, identity, tuple(columns))
+
+
+async def load_leaves(
+    connection: Connection, schema: str, table: str, publication: str | None = None, *, generated: bool = False
+) -> list[Relation]:
+    """Return the shapes of a partitioned table's partitions that hold rows, as ``load_relation`` does; none of others.
+
+    A partition's columns may stand in another order than its root's, and its replica identity is its own.
+    """
+    found = await rows(connection, _LEAVES, [schema, table])
+    return [
+        await load_relation(connection, namespace, name, publication, generated=generated) for namespace, name in found
+    ]
+
+
+async def load_ancestors(connection: Connection, oids: Collection[int]) -> dict[int, tuple[str, ...]]:
+    """Return for each table that exists the partitioned tables above it (``schema.table``); none for most."""
+    return {oid: tuple(names) for oid, names in await rows(connection, _ANCESTORS, [list(oids)])}
+
+
+async def published_columns(
+    connection: Connection, publication: str, tables: Collection[str]
+) -> dict[str, frozenset[str]]:
+    """Return for tables (``schema.table``) that are published which of their columns are; empty before PostgreSQL 15.
+
+    Of a partitioned table that is published as its partitions, those columns that all of them send. Versions before 18
+    name generated columns here, and do not send them.
+    """
+    if server_version(connection) < VERSION_15:
+        return {}
+    sent: dict[str, frozenset[str]] = {}
+    for table, columns in await rows(connection, _PUBLISHED, [publication, list(tables)]):
+        sent[table] = sent.get(table, frozenset(columns)) & frozenset(columns)
+    return sent
+
+
+async def generated_columns(connection: Connection, tables: Collection[str]) -> dict[str, dict[str, str]]:
+    """Return the generated columns of tables, each with its kind: ``s`` (stored) or ``v`` (virtual, 18 and later)."""
+    found: dict[str, dict[str, str]] = {}
+    for table, column, kind in await rows(connection, _GENERATED, [list(tables)]):
+        found.setdefault(table, {})[column] = kind
+    return found
 
 
 async def load_types(connection: Connection) -> dict[int, int]:
@@ -113,21 +200,13 @@ def server_version(connection: Connection) -> int:
     return connection.info.server_version
 
 
-async def rows(connection: Connection, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+async def rows(
+    connection: Connection, query: str, parameters: list[Any] | dict[str, Any] | None = None
+) -> list[tuple[Any, ...]]:
     """Return a query's rows as tuples, whatever the connection's own row factory is."""
     async with connection.cursor(row_factory=tuple_row) as cursor:
         await cursor.execute(query.encode(), parameters)
         return await cursor.fetchall()
-
-
-async def _published_columns(
-    connection: Connection, schema: str, table: str, publication: str | None
-) -> frozenset[str] | None:
-    if publication is None or server_version(connection) < VERSION_15:
-        return None
-    query = "SELECT attnames FROM pg_publication_tables WHERE pubname = %s AND schemaname = %s AND tablename = %s"
-    found = await rows(connection, query, [publication, schema, table])
-    return frozenset(found[0][0]) if found else None
 
 
 def _generated_too(connection: Connection) -> bool:

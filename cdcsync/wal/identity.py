@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from cdcsync.wal.catalog import VERSION_18, rows, server_version
 from cdcsync.wal.connect import Connection
@@ -30,8 +30,8 @@ _LEAVES: Final = """
                  )
                ORDER BY i.indisprimary DESC, x.relname LIMIT 1
            ) AS fit_index,
-           EXISTS (
-               SELECT FROM pg_attribute a
+           ARRAY(
+               SELECT DISTINCT a.attgenerated::text FROM pg_attribute a
                WHERE a.attrelid = l.oid AND a.attgenerated <> '' AND NOT a.attisdropped
                  AND (l.relreplident = 'f' OR EXISTS (
                      SELECT FROM pg_index i WHERE i.indrelid = l.oid AND a.attnum = ANY (i.indkey::int2[])
@@ -59,32 +59,49 @@ class _Leaf:
     identity: str
     indexed: bool
     fit_index: str | None
-    generated: bool
+    generated: list[str]
 
 
-async def identity_problems(connection: Connection, tables: list[str]) -> list[str]:
-    """Return a sentence for each of ``tables`` (``schema.table``) that must not be published, with the SQL to mend it.
+class Unfit(NamedTuple):
+    """A table (``schema.table``) that must not be published, and what mends it: SQL, perhaps with a choice, or ""."""
 
-    A partitioned table is judged by its partitions.
+    table: str
+    message: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.remedy}" if self.remedy else self.message
+
+
+async def identity_problems(connection: Connection, tables: list[str], *, stored: bool = False) -> list[Unfit]:
+    """Return those of ``tables`` that must not be published, each with the SQL to mend it.
+
+    A partitioned table is judged by its partitions. ``stored``: the publication carries stored generated columns.
     """
-    strict = server_version(connection) >= VERSION_18  # since then an unpublished generated column spoils an identity
+    # Since 18 a generated column that is not published spoils an identity; a virtual one never can be.
+    spoiling = set() if server_version(connection) < VERSION_18 else {"v"} if stored else {"s", "v"}
     leaves = [_Leaf(*row) for row in await rows(connection, _LEAVES, [tables])]
-    return [sentence for leaf in leaves if (sentence := _problem(leaf, strict=strict))]
+    return [problem for leaf in leaves if (problem := _problem(leaf, spoiling))]
 
 
-def _problem(leaf: _Leaf, *, strict: bool) -> str | None:
+def _problem(leaf: _Leaf, spoiling: set[str]) -> Unfit | None:
     if leaf.persistence != "p":
-        kind = f"unlogged: ALTER TABLE {leaf.quoted} SET LOGGED;" if leaf.persistence == "u" else "temporary"
-        return f"{leaf.name} is not in the WAL, for it is {kind}"
-    if strict and leaf.generated:
-        return (
+        kind = "unlogged" if leaf.persistence == "u" else "temporary"
+        remedy = f"ALTER TABLE {leaf.quoted} SET LOGGED;" if leaf.persistence == "u" else ""
+        return Unfit(leaf.root, f"{leaf.name} is not in the WAL, for it is {kind}", remedy)
+    if spoiling.intersection(leaf.generated):
+        return Unfit(
+            leaf.root,
             f"{leaf.name}: its replica identity covers a generated column, so its UPDATE and DELETE would fail once it"
-            f" is published: ALTER TABLE {leaf.quoted} REPLICA IDENTITY DEFAULT; with a primary key of ordinary columns"
+            " is published",
+            f"ALTER TABLE {leaf.quoted} REPLICA IDENTITY DEFAULT; with a primary key of ordinary columns",
         )
     if leaf.identity == "f" or (leaf.identity in "di" and leaf.indexed):
         return None
     why = {"n": "REPLICA IDENTITY NOTHING", "d": "no primary key", "i": "lost its identity index"}[leaf.identity]
-    return f"{leaf.name} has {why}, so its UPDATE and DELETE would fail once it is published: {_remedy(leaf)}"
+    return Unfit(
+        leaf.root, f"{leaf.name} has {why}, so its UPDATE and DELETE would fail once it is published", _remedy(leaf)
+    )
 
 
 def _remedy(leaf: _Leaf) -> str:

@@ -82,6 +82,7 @@ class ReplicationSession:
         self._asked = False
         self._asks: _Asks | None = None
         self._user_types: set[int] = set()
+        self._described: set[int] = set()
 
     @property
     def received(self) -> int:
@@ -106,6 +107,11 @@ class ReplicationSession:
     def take_user_types(self) -> set[int]:
         """Return the oids of user-defined types that relations named since the last call."""
         taken, self._user_types = self._user_types, set()
+        return taken
+
+    def take_described(self) -> set[int]:
+        """Return the oids of relations that were described (again) since the last call."""
+        taken, self._described = self._described, set()
         return taken
 
     def receive(self, data: bytes, now: float) -> list[Event]:
@@ -191,6 +197,7 @@ class ReplicationSession:
             case LogicalMessage():
                 return self._logical_message(message)
             case Relation():
+                self._described.add(message.oid)
                 self._user_types.update(c.type_oid for c in message.columns if c.type_oid >= FIRST_USER_OID)
                 return []
             case TypeInfo() | Origin():

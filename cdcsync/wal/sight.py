@@ -13,6 +13,7 @@ from cdcsync.model import Relation
 from cdcsync.wal.catalog import load_relation, rows
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.identity import identity_problems
+from cdcsync.wal.published import load_publication
 
 _NAMES: Final = """
     SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -22,11 +23,14 @@ _NAMES: Final = """
 
 # The rows' own transaction ids tell apart a membership that was taken away and given back.
 _MEMBERSHIP: Final = """
-    SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
-    FROM pg_publication p
-    JOIN pg_publication_tables t ON t.pubname = p.pubname AND t.schemaname = %s AND t.tablename = %s
-    LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = %s
-    WHERE p.pubname = %s
+    SELECT concat_ws(' ', p.oid, p.xmin, (
+        SELECT string_agg(concat_ws(' ', r.oid, r.xmin), ' ' ORDER BY r.oid) FROM pg_publication_rel r
+        WHERE r.prpubid = p.oid AND r.prrelid IN (
+            SELECT %(oid)s::oid UNION SELECT relid FROM pg_partition_tree(%(oid)s)
+            UNION SELECT relid FROM pg_partition_ancestors(%(oid)s) AS above (relid)
+        )
+    ))
+    FROM pg_publication p WHERE p.pubname = %(name)s
 """
 
 # Vacuum and statistics leave these rows as they are; every other change gives them another transaction id.
@@ -73,9 +77,14 @@ async def look(connection: Connection, publication: str, table: str, oid: int = 
         relation = await load_relation(connection, schema, name, publication)
     except SourceError:  # it went away between the two looks
         return TableSight(None)
-    problems = await identity_problems(connection, [relation.table])
-    membership = await rows(connection, _MEMBERSHIP, [schema, name, relation.oid, publication])
-    return TableSight(relation, "; ".join(problems) or None, membership[0][0] if membership else None)
+    current = await load_publication(connection, publication)
+    stored = current is not None and current.generated
+    problems = await identity_problems(connection, [relation.table], stored=stored)
+    unfit = "; ".join(map(str, problems)) or None
+    if current is None or relation.table not in current.tables:
+        return TableSight(relation, unfit)
+    membership = await rows(connection, _MEMBERSHIP, {"oid": relation.oid, "name": publication})
+    return TableSight(relation, unfit, membership[0][0] if membership else None)
 
 
 async def fingerprint(connection: Connection, publication: str, tables: list[str], oids: list[int]) -> str:

@@ -19,7 +19,7 @@ from structlog.typing import FilteringBoundLogger
 
 from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
-from cdcsync.wal.catalog import load_types, rows, server_version
+from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
 from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.session import Event, ReplicationSession
 from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
@@ -41,6 +41,8 @@ REOPEN_SECONDS: Final = 1.0
 
 SENDER_TIMEOUT: Final = "SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
+PARTITIONED: Final = "SELECT EXISTS (SELECT FROM pg_class WHERE relkind = 'p')"
+
 Sink = Callable[[list[Event]], None]
 
 
@@ -57,6 +59,10 @@ class Source:
 
     ``types`` maps each user-defined type to the builtin one whose text form it has (``catalog.load_types``); it knows
     all column types of a relation before that relation's rows are delivered. The object stays the same.
+
+    ``partitions`` maps the oid of a partition to the partitioned tables above it (``schema.table``). A publication
+    without ``publish_via_partition_root`` sends a partition's rows under its own name; it is looked up each time the
+    stream describes it, so that partitions may be made, attached and detached meanwhile. This object stays the same.
     """
 
     def __init__(
@@ -69,6 +75,7 @@ class Source:
         on_gap: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.types: dict[int, int] = {}
+        self.partitions: dict[int, tuple[str, ...]] = {}
         self.last_error: str | None = None
         self.timeline: int | None = None
         self._settings = settings
@@ -82,6 +89,7 @@ class Source:
         self._session: ReplicationSession | None = None
         self._stream: Stream | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._partitioned = False
         self._paused = False
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -165,6 +173,7 @@ class Source:
             stack.push_async_callback(replication.close)
             await self._verify(ordinary, replication)
             self.types.update(await load_types(ordinary))
+            ((self._partitioned,),) = await rows(ordinary, PARTITIONED)
             stream = await self._start(ordinary, replication)
             self._on_connect()
             if self._paused:
@@ -250,20 +259,25 @@ class Source:
         if session is None or stream is None:
             return
         unknown = session.take_user_types() - self.types.keys()
-        if not unknown:
+        described = session.take_described() if self._partitioned else set()
+        if not unknown and not described:
             self._sink(events)
             return
-        stream.hold("types")
-        self._loading = asyncio.ensure_future(self._deliver_after_loading(unknown, events, stream))
+        stream.hold("catalog")
+        self._loading = asyncio.ensure_future(self._deliver_after_loading(unknown, described, events, stream))
 
-    async def _deliver_after_loading(self, unknown: set[int], events: list[Event], stream: Stream) -> None:
-        """Learn of types made after we connected, then deliver the rows that have them."""
+    async def _deliver_after_loading(
+        self, unknown: set[int], described: set[int], events: list[Event], stream: Stream
+    ) -> None:
+        """Learn of types made after we connected and of partitions, then deliver the rows that have them."""
         try:
             async with await connect(self._dsn) as connection:
-                fresh = await load_types(connection)
-            self.types.update(dict.fromkeys(unknown, TEXT_OID) | fresh)
+                if unknown:
+                    self.types.update(dict.fromkeys(unknown, TEXT_OID) | await load_types(connection))
+                # What was dropped since is not found: then it is what it was before.
+                self.partitions.update(await load_ancestors(connection, described))
             self._sink(events)
-            stream.release("types")
+            stream.release("catalog")
         except Exception as error:  # noqa: BLE001 - it is raised again by the stream's run()
             stream.fail(error)
 

@@ -9,9 +9,11 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdcsync.errors import SourceError
-from cdcsync.wal.catalog import rows, server_version
+from cdcsync.wal.catalog import load_relation, rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.publication import ensure_publication, load_publication
+from cdcsync.wal.coverage import filter_problems
+from cdcsync.wal.publication import ensure_publication
+from cdcsync.wal.published import load_publication
 
 
 @pytest.fixture
@@ -186,14 +188,6 @@ async def test_broken_row_filters_are_refused(connection: Connection) -> None:
     assert "public.a: nonsense =" in caught.value.hint
 
 
-async def test_row_filters_before_15_are_left_to_the_caller(connection: Connection) -> None:
-    """Where the server has no row filters the table is published whole, and the answer says so."""
-    if server_version(connection) >= 150000:
-        pytest.skip("row filters came with PostgreSQL 15")
-    found = await ensure_publication(connection, "p", {"public.a": "id > 1"}, create=True)
-    assert found.tables == {"public.a": None}
-
-
 async def test_generated_columns_in_a_full_identity(connection: Connection) -> None:
     """From 18 on, publishing such a table breaks its updates, so it is refused; before, it works."""
     await connection.execute("""
@@ -231,3 +225,93 @@ async def test_the_danger_is_real(connection: Connection) -> None:
     )
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         await connection.execute("UPDATE bare SET id = 2")
+
+
+async def test_column_lists_stay(connection: Connection) -> None:
+    """A column list that somebody gave to a table of ours survives changes of ours, and has to hold what is read."""
+    needs(connection, 150000)
+    await connection.execute("CREATE PUBLICATION p FOR TABLE a (id)")
+    wanted = {"public.a": "id > 5", "public.b": None}
+    found = await ensure_publication(connection, "p", wanted, {"public.a": frozenset(["id"])}, create=True)
+    assert (found.lists, found.tables) == ({"public.a": ("id",)}, {"public.a": "(id > 5)", "public.b": None})
+    with pytest.raises(SourceError, match=r"leaves out column v of public\.a") as caught:
+        await ensure_publication(connection, "p", wanted, {"public.a": frozenset(["id", "v"])}, create=True)
+    for statement in caught.value.hint.split(";")[:-1]:
+        await connection.execute(statement.encode())
+    mended = await ensure_publication(connection, "p", wanted, {"public.a": frozenset(["id", "v"])}, create=False)
+    assert (mended.lists, mended.tables) == ({"public.a": ("id", "v")}, found.tables)
+
+
+async def test_a_list_without_the_identity_is_refused(connection: Connection) -> None:
+    """PostgreSQL would fail the applications' updates, and deletes would not carry the key."""
+    needs(connection, 150000)
+    await connection.execute("CREATE PUBLICATION p FOR TABLE a (v)")
+    with pytest.raises(SourceError, match=r"leaves out column id of public\.a"):
+        await ensure_publication(connection, "p", {"public.a": None}, {"public.a": frozenset(["v"])}, create=False)
+
+
+async def test_filters_made_by_hand_have_to_be_the_mappings(connection: Connection) -> None:
+    """With create = false the filter is compared with the where, in the server's words; each difference is said."""
+    needs(connection, 150000)
+    await connection.execute("CREATE PUBLICATION p FOR TABLE a WHERE (id>10 AND id IN (1, 12))")
+    await ensure_publication(connection, "p", {"public.a": "id > 10 and id in (1,12)"}, create=False)
+    with pytest.raises(SourceError, match="which the mapping does not say") as caught:
+        await ensure_publication(connection, "p", {"public.a": None}, create=False)
+    assert "(id > 10)" in caught.value.hint
+    with pytest.raises(SourceError, match="and the mapping's where is id > 11"):
+        await ensure_publication(connection, "p", {"public.a": "id > 11"}, create=False)
+    await connection.execute("ALTER PUBLICATION p SET TABLE a")
+    with pytest.raises(SourceError, match="and not only those of the mapping's where") as caught:
+        await ensure_publication(connection, "p", {"public.a": "id > 11"}, create=False)
+    for statement in caught.value.hint.split(";")[:-1]:
+        await connection.execute(statement.encode())
+    await ensure_publication(connection, "p", {"public.a": "id > 11"}, create=False)
+
+
+def test_where_is_refused_before_15() -> None:
+    """Older servers send all rows: nothing would hold those outside the condition back."""
+    (problem,) = filter_problems(140012, {"public.a": "id > 1", "public.b": None})
+    assert problem.startswith("public.a: where needs PostgreSQL 15, and this is 14")
+    assert filter_problems(150000, {"public.a": "id > 1"}) == []
+
+
+GENERATED = "CREATE TABLE g (id int PRIMARY KEY, price int, total int GENERATED ALWAYS AS (price * 2) STORED)"
+
+
+async def test_generated_columns_are_published_when_one_is_read(connection: Connection) -> None:
+    """From 18 on the option is set when it becomes needed; before, and for virtual ones, a sentence says what to do."""
+    await connection.execute(GENERATED.encode())
+    read = {"public.g": frozenset(["id", "price"])}
+    made = await ensure_publication(connection, "p", {"public.g": None}, read, create=True)
+    assert not made.generated
+    read = {"public.g": frozenset(["id", "total"])}
+    if server_version(connection) < 180000:
+        with pytest.raises(SourceError, match="column total is generated, which is sent from PostgreSQL 18 on"):
+            await ensure_publication(connection, "p", {"public.g": None}, read, create=True)
+        return
+    with pytest.raises(SourceError, match=r"leaves out column total of public\.g") as caught:
+        await ensure_publication(connection, "p", {"public.g": None}, read, create=False)
+    assert caught.value.hint == 'ALTER PUBLICATION "p" SET (publish_generated_columns = stored);'
+    assert (await ensure_publication(connection, "p", {"public.g": None}, read, create=True)).generated
+    relation = await load_relation(connection, "public", "g", "p")
+    assert [column.name for column in relation.columns] == ["id", "price", "total"]
+    await connection.execute("ALTER TABLE g REPLICA IDENTITY FULL; INSERT INTO g VALUES (1, 1); UPDATE g SET price = 2")
+    await ensure_publication(connection, "p", {"public.g": None}, read, create=True)
+    await connection.execute("ALTER TABLE g ADD COLUMN seen int GENERATED ALWAYS AS (price) VIRTUAL")
+    with pytest.raises(SourceError, match="column seen is VIRTUAL"):
+        await ensure_publication(connection, "p", {"public.g": None}, {"public.g": frozenset(["seen"])}, create=True)
+
+
+async def test_a_table_that_lost_its_identity_is_taken_out(connection: Connection) -> None:
+    """As long as it is published, its applications' UPDATE fails: the start refuses it and lets them go on."""
+    await ensure_publication(connection, "p", {"public.a": None, "public.b": None}, create=True)
+    await connection.execute("INSERT INTO a VALUES (1, 'x'); ALTER TABLE a DROP CONSTRAINT a_pkey")
+    with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
+        await connection.execute("UPDATE a SET v = 'y'")
+    with pytest.raises(SourceError, match=r"public\.a has no primary key") as caught:
+        await ensure_publication(connection, "p", {"public.a": None, "public.b": None}, create=True)
+    assert "public.a was taken out of publication 'p'" in caught.value.hint
+    await connection.execute("UPDATE a SET v = 'y'")
+    published = await load_publication(connection, "p")
+    assert published is not None
+    assert set(published.tables) == {"public.b"}
