@@ -76,6 +76,9 @@ class FieldConfig(Table):
     """The column's text → the CRM's value."""
     otherwise: Literal["reject", "clear", "keep"] | None = None
     """A text that is not in values: park the row (default), clear the field, or keep what the CRM has."""
+    on_invalid: Literal["reject", "null", "clamp"] | None = None
+    """A value that no CRM has (NaN, infinity, a year before 1 or after 9999, 24:00, an array of several dimensions,
+    text that is not UTF-8): park the row (default), take it for NULL, or send the nearest date or time there is."""
     ref: Annotated[RefConfig, PlainValidator(_ref, json_schema_input_type=str), PlainSerializer(str)] | None = None
     """The parent object whose external key the column holds: CRM.Object.KeyField."""
 
@@ -89,6 +92,10 @@ class FieldConfig(Table):
             self.default is not None or self.values is not None or self.ref is not None
         ):
             msg = "template does not go with default, values or ref"
+        elif self.on_invalid is not None and (self.values is not None or self.ref is not None):
+            msg = "on_invalid does not go with values (they have otherwise) or ref"
+        elif self.on_invalid == "clamp" and self.template is not None:
+            msg = 'on_invalid = "clamp" is for a date or time column, not for a template'
         elif self.ref is not None and (self.default is not None or self.values is not None):
             msg = "ref does not go with default or values"
         else:

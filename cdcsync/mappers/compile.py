@@ -15,7 +15,7 @@ from cdcsync.config.crosscheck import did_you_mean
 from cdcsync.config.mapping import AssociateConfig, FieldConfig, MapConfig, RefConfig, template_parts
 from cdcsync.errors import ConfigError, DecodeError, RowRejectedError
 from cdcsync.mappers.generate import Source, anyof, converted, read_columns
-from cdcsync.mappers.values import BOOL, BPCHAR, BYTEA, Converter, boolean, converter, padded, text
+from cdcsync.mappers.values import BINARY, BOOL, BPCHAR, INVALID, Converter, boolean, converter, nearest, padded, text
 from cdcsync.model import ABSENT, Column, Ref, Relation, Value
 
 _UNPACK = struct.Struct(">I").unpack_from
@@ -118,8 +118,12 @@ class _Shape:
         config = self.config
         yield from self._key_mistakes()
         for name, field in config.fields.items():
-            for column in columns_of(field):
-                yield from self._column_mistakes(f"field {name}", column)
+            missing = [
+                mistake for column in columns_of(field) for mistake in self._column_mistakes(f"field {name}", column)
+            ]
+            yield from missing
+            if not missing:
+                yield from self._clamp_mistakes(name, field)
         for link in config.associate:
             yield from self._column_mistakes(f"association {link.type}", link.column)
 
@@ -138,8 +142,15 @@ class _Shape:
     def _column_mistakes(self, where: str, column: str) -> Iterable[str]:
         if column not in self._places:
             yield f"{where}: table {self.relation.table} has no column {column}{did_you_mean(column, self._places)}"
-        elif self.builtin(column) == BYTEA:
+        elif self.builtin(column) in BINARY:
             yield f"{where}: column {column} is binary (bytea), which no CRM field takes: map a text form of it instead"
+
+    def _clamp_mistakes(self, name: str, field: FieldConfig) -> Iterable[str]:
+        if field.on_invalid == "clamp" and nearest(self.builtin(field.column or "")) is None:
+            yield (
+                f'field {name}: on_invalid = "clamp" is for dates and times, and column {field.column} is neither: '
+                'use "null" or "reject"'
+            )
 
 
 def columns_of(field: FieldConfig) -> list[str]:
@@ -176,6 +187,7 @@ def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
         malformed=(IndexError, struct.error),
         Mapped=Mapped,
         RowRejectedError=RowRejectedError,
+        invalid=INVALID,
         labels=labels,
         reject=_reject,
         no_key=_no_key,
@@ -238,7 +250,19 @@ class _Field:
                 self._set(converted(self.source, self.shape.converter(self.config.column or ""), variables[0]))
 
     def _set(self, expression: str) -> None:
-        self.source.line(f"fields[{self.name}] = {expression}")
+        assignment = f"fields[{self.name}] = {expression}"
+        if self.config.on_invalid in {None, "reject"}:
+            self.source.line(assignment)
+        else:  # a try costs nothing while nothing is raised
+            self.source.block("try:", assignment)
+            self.source.block("except invalid:", self._instead())
+
+    def _instead(self) -> str:
+        if self.config.on_invalid == "null":
+            return self._null()
+        column = self.config.column or ""
+        convert = self.source.name(nearest(self.shape.builtin(column)))
+        return f"fields[{self.name}] = {convert}({self.shape.variable(column)})"
 
     def _null(self) -> str:
         if self.config.default is not None:

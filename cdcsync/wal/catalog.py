@@ -52,7 +52,11 @@ _TYPES = """
         UNION ALL
         SELECT b.oid, t.typbasetype FROM based b JOIN pg_type t ON t.oid = b.base WHERE t.typtype = 'd'
     )
-    SELECT b.oid, CASE WHEN b.base < 16384 THEN b.base ELSE 'text'::regtype::oid END
+    SELECT b.oid, CASE
+               WHEN b.base < 16384 THEN b.base
+               WHEN t.typdelim = ',' AND EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid) THEN 'text[]'::regtype
+               ELSE 'text'::regtype
+           END::oid
     FROM based b JOIN pg_type t ON t.oid = b.base
     WHERE t.typtype <> 'd'
 """
@@ -80,8 +84,8 @@ async def load_relation(connection: Connection, schema: str, table: str, publica
 async def load_types(connection: Connection) -> dict[int, int]:
     """Return for each user-defined type, and each domain, the builtin type whose text form its values have.
 
-    A domain has its base type's, through any number of domains; everything else (enums, arrays, composites, ranges,
-    types of extensions) is text (oid 25).
+    A domain has its base type's, through any number of domains, and an array of them is an array of text (oid 1009);
+    everything else (enums, composites, ranges, types of extensions) is text (oid 25).
     """
     return {oid: base for oid, base in await rows(connection, _TYPES)}  # noqa: C416 - dict() would lose the row's type
 
