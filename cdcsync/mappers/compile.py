@@ -179,7 +179,7 @@ def _key_function(shape: _Shape) -> Callable[[bytes], str | None]:
 
 def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
     config = shape.config
-    labels = [*config.fields, config.key_field]
+    labels = [*config.fields, config.key_field, *(_link_label(link) for link in config.associate)]
     source = Source(
         unpack=_UNPACK,
         ABSENT=ABSENT,
@@ -205,8 +205,8 @@ def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
             source.line("parents = links = absent = ()")
             for number, (name, field) in enumerate(config.fields.items()):
                 _Field(source, shape, number, name, field).write()
-            for link in config.associate:
-                _write_link(source, shape, link)
+            for number, link in enumerate(config.associate, start=len(config.fields) + 1):
+                _write_link(source, shape, number, link)
             source.line("return Mapped(key, fields, parents, links, absent)")
         source.block("except RowRejectedError as error:", "error.field = labels[field]", "raise")
         source.block("except UnicodeDecodeError:", 'raise reject("not-utf8", labels[field]) from None')
@@ -309,11 +309,20 @@ class _Field:
         self.source.block("else:", self._null())
 
 
-def _write_link(source: Source, shape: _Shape, link: AssociateConfig) -> None:
+def _link_label(link: AssociateConfig) -> str:
+    """Name an association where fields are named: ``object:type``."""
+    return f"{link.to_object}:{link.type}"
+
+
+def _write_link(source: Source, shape: _Shape, number: int, link: AssociateConfig) -> None:
     variable = shape.variable(link.column)
     make, to_object, kind = source.name(WantedLink), source.name(link.to_object), source.name(link.type)
-    source.block(f"if {variable} is ABSENT:", f"absent += ({source.name(f'{link.to_object}:{link.type}')},)")
-    source.block(f"elif {variable}:", f"links += ({make}({to_object}, {kind}, {_text(source, shape, link)}),)")
+    source.block(f"if {variable} is ABSENT:", f"absent += ({source.name(_link_label(link))},)")
+    source.block(
+        f"elif {variable}:",
+        f"field = {number}",
+        f"links += ({make}({to_object}, {kind}, {_text(source, shape, link)}),)",
+    )
     if shape.config.nulls == "clear":
         source.block("else:", f"links += ({make}({to_object}, {kind}, None),)")
 

@@ -114,7 +114,18 @@ async def test_types(connection: Connection) -> None:
         CREATE TYPE pair AS (a int, b text);
     """)
     types = await load_types(connection)
-    names = ("mood", "amount", "price", "feeling", "numbers", "feelings", "pair", "mood[]", "price[]", "information_schema.cardinal_number")
+    names = (
+        "mood",
+        "amount",
+        "price",
+        "feeling",
+        "numbers",
+        "feelings",
+        "pair",
+        "mood[]",
+        "price[]",
+        "information_schema.cardinal_number",
+    )
     found = await rows(connection, "SELECT n, n::regtype::oid FROM unnest(%s::text[]) AS n", [list(names)])
     assert {name: types[oid] for name, oid in found} == {
         "mood": TEXT,

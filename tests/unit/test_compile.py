@@ -90,7 +90,8 @@ def reference(config: MapConfig, raw: bytes) -> Mapped:
         if text is ABSENT:
             absent.append(f"{link.to_object}:{link.type}")
         elif text or config.nulls == "clear":
-            links.append(WantedLink(link.to_object, link.type, printed(link.column, text) if text else None))
+            target = _reference_text(f"{link.to_object}:{link.type}", link.column, text) if text else None
+            links.append(WantedLink(link.to_object, link.type, target))
     return Mapped(printed(config.key_column, key), fields, tuple(parents), tuple(links), tuple(absent))
 
 
@@ -98,6 +99,13 @@ def printed(column: str, text: Text) -> str:
     """Print a column's text as keys and templates have it."""
     assert isinstance(text, bytes)
     return text.decode().rstrip(" ") if COLUMNS[column] == 1042 else text.decode()
+
+
+def _reference_text(label: str, column: str, text: Text) -> str:
+    try:
+        return printed(column, text)
+    except UnicodeDecodeError:
+        raise RowRejectedError("not-utf8", label, "") from None
 
 
 def _reference_null(config: MapConfig, name: str, field: FieldConfig) -> dict[str, Value]:
@@ -119,15 +127,16 @@ def _reference_value(
     assert isinstance(text, bytes)
     if field.values is not None:
         known = {_BOOLS.get(key, key) if COLUMNS[column] == 16 else key: value for key, value in field.values.items()}
-        if printed(column, text) in known:
-            return {name: known[printed(column, text)]}
+        shown = text.decode(errors="replace").rstrip(" ") if COLUMNS[column] == 1042 else text.decode(errors="replace")
+        if shown in known:
+            return {name: known[shown]}
         if field.otherwise == "keep":
             return {}
         if field.otherwise == "clear":
             return {name: None}
         raise RowRejectedError("value-unmapped", name, "")
     if field.ref is not None:
-        if not (parent := printed(column, text)):
+        if not (parent := _reference_text(name, column, text)):
             return _reference_null(config, name, field)
         parents.append(Parent(field.ref.object, field.ref.key_field, parent))
         return {name: Ref(field.ref.object, field.ref.key_field, parent)}
