@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import psycopg
 from psycopg.rows import tuple_row
 
 from cdcsync.errors import SourceError
@@ -101,9 +102,18 @@ def server_version(connection: Connection) -> int:
 
 
 async def rows(connection: Connection, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
-    """Return a query's rows as tuples, whatever the connection's own row factory is."""
+    """Return a query's rows as tuples, whatever the connection's own row factory is.
+
+    Raises SourceError for names in SQL_ASCII databases that are not UTF-8, and psycopg's errors.
+    """
     async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(query.encode(), parameters)
+        try:
+            await cursor.execute(query.encode(), parameters)
+        except psycopg.errors.CharacterNotInRepertoire as error:
+            raise SourceError(
+                "the name of a table, a column or another object of the database is not UTF-8",
+                hint="rename it: a database in SQL_ASCII may hold such names, but no client can read them as text",
+            ) from error
         return await cursor.fetchall()
 
 
