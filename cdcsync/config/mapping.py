@@ -147,12 +147,24 @@ class AssociateConfig(Table):
         return self.to.partition(".")[2]
 
 
-def _table(table: str) -> str:
-    schema, dot, name = table.partition(".")
-    if not schema or (dot and not name):
-        msg = 'expected "table" or "schema.table"'
+_QUOTED = r'"(?:[^"]|"")+"'
+_TABLE = re.compile(rf"(?:({_QUOTED}|[^\".][^.]*)\.)?({_QUOTED}|[^\".].*)", re.DOTALL)
+
+
+def _table(given: str) -> str:
+    match = _TABLE.fullmatch(given)
+    if match is None or (match[1] is None and not match[2].startswith('"') and "." in match[2]):
+        msg = 'expected "table" or "schema.table"; a part in double quotes is read as in SQL'
         raise ValueError(msg)
-    return table if dot else f"public.{table}"
+    schema, table = (_unquoted(part) for part in (match[1] or "public", match[2]))
+    if "." in schema:
+        msg = f"the schema {schema!r} has a dot in its name, which cannot be told from the one before the table's name"
+        raise ValueError(f"{msg}: ALTER SCHEMA … RENAME")
+    return f"{schema}.{table}"
+
+
+def _unquoted(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
 def _on_delete(given: object) -> object:
@@ -175,7 +187,7 @@ class MapConfig(Table):
     given_name: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="name")
     """The mapping's name; made from table and target if absent. The state is kept under it."""
     table: Annotated[str, AfterValidator(_table)]
-    """table or schema.table, unquoted."""
+    """table or schema.table, as the names are; a part in double quotes is read as in SQL."""
     to: TargetName
     """CRM.Object to write to."""
     key: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1)]

@@ -275,6 +275,43 @@ Phone = 7
 
 
 @pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        ("t", "public.t"),
+        ("Mixed Case", "public.Mixed Case"),
+        ("s.t", "s.t"),
+        ("s.a.b", "s.a.b"),
+        ('"a.b"', "public.a.b"),
+        ('"S"."a ""b"""', 'S.a "b"'),
+        ('s."a.b"', "s.a.b"),
+        ('s.a"b', 's.a"b'),
+    ],
+)
+def test_tables_are_named_as_they_are_or_as_sql_names_them(given: str, table: str) -> None:
+    """A name without quotes is taken as it is; quotes make a dot in it possible without a schema."""
+    assert MapConfig.model_validate({"table": given, "to": "crm.X", "key": {"K": "id"}}).table == table
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (".t", "expected"),
+        ("s.", "expected"),
+        ('"t', "expected"),
+        ('"t"x', "expected"),
+        ('""', "expected"),
+        ('s."t', "expected"),
+        ('"a.b".t', "the schema 'a.b' has a dot in its name"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    """A schema with a dot would be mistaken for another: the sentence says what to do."""
+    (found,) = mistakes(tmp_path, with_map(f'table = \'{table}\'\nto = "salesforce.X"\nkey = {{ K = "id" }}\n'))
+    assert "map[0].table: " in found
+    assert message in found
+
+
+@pytest.mark.parametrize(
     ("line", "path"),
     [
         ('priority = "high"', "priority"),
