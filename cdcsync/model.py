@@ -82,8 +82,9 @@ class Relation:
 
     @property
     def table(self) -> str:
-        """``schema.name``, unquoted, as the config writes it."""
-        return f"{self.namespace}.{self.name}"
+        """``schema.name``, unquoted, as the config has it; a schema with a dot, which it cannot name, is quoted."""
+        namespace = f'"{self.namespace}"' if "." in self.namespace else self.namespace
+        return f"{namespace}.{self.name}"
 
 
 class ChangeKind(enum.Enum):

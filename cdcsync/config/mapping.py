@@ -77,6 +77,9 @@ class FieldConfig(Table):
     """The column's text → the CRM's value."""
     otherwise: Literal["reject", "clear", "keep"] | None = None
     """A text that is not in values: park the row (default), clear the field, or keep what the CRM has."""
+    on_invalid: Literal["reject", "null", "clamp"] | None = None
+    """A value that no CRM has (NaN, infinity, a year before 1 or after 9999, 24:00, an array of several dimensions,
+    text that is not UTF-8): park the row (default), take it for NULL, or send the nearest date or time there is."""
     ref: Annotated[RefConfig, PlainValidator(_ref, json_schema_input_type=str), PlainSerializer(str)] | None = None
     """The parent object whose external key the column holds: CRM.Object.KeyField."""
 
@@ -90,6 +93,10 @@ class FieldConfig(Table):
             self.default is not None or self.values is not None or self.ref is not None
         ):
             msg = "template does not go with default, values or ref"
+        elif self.on_invalid is not None and (self.values is not None or self.ref is not None):
+            msg = "on_invalid does not go with values (they have otherwise) or ref"
+        elif self.on_invalid == "clamp" and self.template is not None:
+            msg = 'on_invalid = "clamp" is for a date or time column, not for a template'
         elif self.ref is not None and (self.default is not None or self.values is not None):
             msg = "ref does not go with default or values"
         else:
@@ -141,12 +148,24 @@ class AssociateConfig(Table):
         return self.to.partition(".")[2]
 
 
-def _table(table: str) -> str:
-    schema, dot, name = table.partition(".")
-    if not schema or (dot and not name):
-        msg = 'expected "table" or "schema.table"'
+_QUOTED = r'"(?:[^"]|"")+"'
+_TABLE = re.compile(rf"(?:({_QUOTED}|[^\".][^.]*)\.)?({_QUOTED}|[^\".].*)", re.DOTALL)
+
+
+def _table(given: str) -> str:
+    match = _TABLE.fullmatch(given)
+    if match is None or (match[1] is None and not match[2].startswith('"') and "." in match[2]):
+        msg = 'expected "table" or "schema.table"; a part in double quotes is read as in SQL'
         raise ValueError(msg)
-    return table if dot else f"public.{table}"
+    schema, table = (_unquoted(part) for part in (match[1] or "public", match[2]))
+    if "." in schema:
+        msg = f"the schema {schema!r} has a dot in its name, which cannot be told from the one before the table's name"
+        raise ValueError(f"{msg}: ALTER SCHEMA … RENAME")
+    return f"{schema}.{table}"
+
+
+def _unquoted(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
 def _on_delete(given: object) -> object:
@@ -169,7 +188,7 @@ class MapConfig(Table):
     given_name: Annotated[str, Field(min_length=1)] | None = Field(default=None, alias="name")
     """The mapping's name; made from table and target if absent. The state is kept under it."""
     table: Annotated[str, AfterValidator(_table)]
-    """table or schema.table, unquoted."""
+    """table or schema.table, as the names are; a part in double quotes is read as in SQL."""
     to: TargetName
     """CRM.Object to write to."""
     key: Annotated[dict[str, Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=1)]

@@ -15,7 +15,7 @@ from cdcsync.config.crosscheck import did_you_mean
 from cdcsync.config.mapping import AssociateConfig, FieldConfig, MapConfig, RefConfig, template_parts
 from cdcsync.errors import ConfigError, DecodeError, RowRejectedError
 from cdcsync.mappers.generate import Source, anyof, converted, read_columns
-from cdcsync.mappers.values import BOOL, BPCHAR, BYTEA, Converter, boolean, converter, padded, text
+from cdcsync.mappers.values import BINARY, BOOL, BPCHAR, INVALID, Converter, boolean, converter, nearest, padded, text
 from cdcsync.model import ABSENT, Column, Ref, Relation, Value
 
 _UNPACK = struct.Struct(">I").unpack_from
@@ -114,8 +114,12 @@ class _Shape:
         config = self.config
         yield from self._key_mistakes()
         for name, field in config.fields.items():
-            for column in columns_of(field):
-                yield from self._column_mistakes(f"field {name}", column)
+            missing = [
+                mistake for column in columns_of(field) for mistake in self._column_mistakes(f"field {name}", column)
+            ]
+            yield from missing
+            if not missing:
+                yield from self._clamp_mistakes(name, field)
         for link in config.associate:
             yield from self._column_mistakes(f"association {link.type}", link.column)
 
@@ -134,8 +138,15 @@ class _Shape:
     def _column_mistakes(self, where: str, column: str) -> Iterable[str]:
         if column not in self._places:
             yield f"{where}: table {self.relation.table} has no column {column}{did_you_mean(column, self._places)}"
-        elif self.builtin(column) == BYTEA:
+        elif self.builtin(column) in BINARY:
             yield f"{where}: column {column} is binary (bytea), which no CRM field takes: map a text form of it instead"
+
+    def _clamp_mistakes(self, name: str, field: FieldConfig) -> Iterable[str]:
+        if field.on_invalid == "clamp" and nearest(self.builtin(field.column or "")) is None:
+            yield (
+                f'field {name}: on_invalid = "clamp" is for dates and times, and column {field.column} is neither: '
+                'use "null" or "reject"'
+            )
 
 
 def columns_used(config: MapConfig) -> set[str]:
@@ -172,7 +183,7 @@ def _key_function(shape: _Shape) -> Callable[[bytes], str | None]:
 
 def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
     config = shape.config
-    labels = [*config.fields, config.key_field]
+    labels = [*config.fields, config.key_field, *(_link_label(link) for link in config.associate)]
     source = Source(
         unpack=_UNPACK,
         ABSENT=ABSENT,
@@ -180,6 +191,7 @@ def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
         malformed=(IndexError, struct.error),
         Mapped=Mapped,
         RowRejectedError=RowRejectedError,
+        invalid=INVALID,
         labels=labels,
         reject=_reject,
         no_key=_no_key,
@@ -197,8 +209,8 @@ def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
             source.line("parents = links = absent = ()")
             for number, (name, field) in enumerate(config.fields.items()):
                 _Field(source, shape, number, name, field).write()
-            for link in config.associate:
-                _write_link(source, shape, link)
+            for number, link in enumerate(config.associate, start=len(config.fields) + 1):
+                _write_link(source, shape, number, link)
             source.line("return Mapped(key, fields, parents, links, absent)")
         source.block("except RowRejectedError as error:", "error.field = labels[field]", "raise")
         source.block("except UnicodeDecodeError:", 'raise reject("not-utf8", labels[field]) from None')
@@ -242,7 +254,19 @@ class _Field:
                 self._set(converted(self.source, self.shape.converter(self.config.column or ""), variables[0]))
 
     def _set(self, expression: str) -> None:
-        self.source.line(f"fields[{self.name}] = {expression}")
+        assignment = f"fields[{self.name}] = {expression}"
+        if self.config.on_invalid in {None, "reject"}:
+            self.source.line(assignment)
+        else:  # a try costs nothing while nothing is raised
+            self.source.block("try:", assignment)
+            self.source.block("except invalid:", self._instead())
+
+    def _instead(self) -> str:
+        if self.config.on_invalid == "null":
+            return self._null()
+        column = self.config.column or ""
+        convert = self.source.name(nearest(self.shape.builtin(column)))
+        return f"fields[{self.name}] = {convert}({self.shape.variable(column)})"
 
     def _null(self) -> str:
         if self.config.default is not None:
@@ -289,11 +313,20 @@ class _Field:
         self.source.block("else:", self._null())
 
 
-def _write_link(source: Source, shape: _Shape, link: AssociateConfig) -> None:
+def _link_label(link: AssociateConfig) -> str:
+    """Name an association where fields are named: ``object:type``."""
+    return f"{link.to_object}:{link.type}"
+
+
+def _write_link(source: Source, shape: _Shape, number: int, link: AssociateConfig) -> None:
     variable = shape.variable(link.column)
     make, to_object, kind = source.name(WantedLink), source.name(link.to_object), source.name(link.type)
-    source.block(f"if {variable} is ABSENT:", f"absent += ({source.name(f'{link.to_object}:{link.type}')},)")
-    source.block(f"elif {variable}:", f"links += ({make}({to_object}, {kind}, {_text(source, shape, link)}),)")
+    source.block(f"if {variable} is ABSENT:", f"absent += ({source.name(_link_label(link))},)")
+    source.block(
+        f"elif {variable}:",
+        f"field = {number}",
+        f"links += ({make}({to_object}, {kind}, {_text(source, shape, link)}),)",
+    )
     if shape.config.nulls == "clear":
         source.block("else:", f"links += ({make}({to_object}, {kind}, None),)")
 

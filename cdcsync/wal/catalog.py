@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final
 
+import psycopg
 from psycopg import sql
 from psycopg.rows import tuple_row
 
@@ -97,7 +98,11 @@ _TYPES = """
         UNION ALL
         SELECT b.oid, t.typbasetype FROM based b JOIN pg_type t ON t.oid = b.base WHERE t.typtype = 'd'
     )
-    SELECT b.oid, CASE WHEN b.base < 16384 THEN b.base ELSE 'text'::regtype::oid END
+    SELECT b.oid, CASE
+               WHEN b.base < 16384 THEN b.base
+               WHEN t.typdelim = ',' AND EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid) THEN 'text[]'::regtype
+               ELSE 'text'::regtype
+           END::oid
     FROM based b JOIN pg_type t ON t.oid = b.base
     WHERE t.typtype <> 'd'
 """
@@ -172,8 +177,8 @@ async def generated_columns(connection: Connection, tables: Collection[str]) -> 
 async def load_types(connection: Connection) -> dict[int, int]:
     """Return for each user-defined type, and each domain, the builtin type whose text form its values have.
 
-    A domain has its base type's, through any number of domains; everything else (enums, arrays, composites, ranges,
-    types of extensions) is text (oid 25).
+    A domain has its base type's, through any number of domains, and an array of them is an array of text (oid 1009);
+    everything else (enums, composites, ranges, types of extensions) is text (oid 25).
     """
     return {oid: base for oid, base in await rows(connection, _TYPES)}  # noqa: C416 - dict() would lose the row's type
 
@@ -203,9 +208,18 @@ def server_version(connection: Connection) -> int:
 async def rows(
     connection: Connection, query: str, parameters: list[Any] | dict[str, Any] | None = None
 ) -> list[tuple[Any, ...]]:
-    """Return a query's rows as tuples, whatever the connection's own row factory is."""
+    """Return a query's rows as tuples, whatever the connection's own row factory is.
+
+    Raises SourceError for names in SQL_ASCII databases that are not UTF-8, and psycopg's errors.
+    """
     async with connection.cursor(row_factory=tuple_row) as cursor:
-        await cursor.execute(query.encode(), parameters)
+        try:
+            await cursor.execute(query.encode(), parameters)
+        except psycopg.errors.CharacterNotInRepertoire as error:
+            raise SourceError(
+                "the name of a table, a column or another object of the database is not UTF-8",
+                hint="rename it: a database in SQL_ASCII may hold such names, but no client can read them as text",
+            ) from error
         return await cursor.fetchall()
 
 

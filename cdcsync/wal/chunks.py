@@ -13,7 +13,7 @@ from psycopg import IsolationLevel, sql
 
 from cdcsync.errors import SourceError
 from cdcsync.model import Relation, parse_lsn
-from cdcsync.wal.connect import Connection
+from cdcsync.wal.connect import RAW, Connection, holds_any_bytes
 from cdcsync.wal.tuples import join_tuple, pick
 from cdcsync.wal.visibility import Snapshot, flushed_position
 
@@ -104,11 +104,15 @@ class ChunkReader:
             await self._connection.execute(
                 sql.SQL("LOCK TABLE {}{} IN ACCESS SHARE MODE").format(*self._table(relation))
             )
-            cursor = await self._connection.execute(self._query(relation, key_columns, after, limit))
-            result = cursor.pgresult
+            query = self._query(relation, key_columns, after, limit).as_bytes(self._connection)
+            if raw := holds_any_bytes(self._connection):
+                await self._connection.execute(RAW)
+            result = (await self._connection.execute(query)).pgresult
             assert result is not None  # noqa: S101 - for the type checker; a SELECT has one
             columns = range(len(relation.columns))
             rows = [join_tuple(result.get_value(row, column) for column in columns) for row in range(result.ntuples)]
+            if raw:
+                await self._connection.execute("SET client_encoding = 'UTF8'")
             snapshot, upto_lsn = await self._position()
         last = key_texts(rows[-1], relation, key_columns) if rows else None
         return Chunk(rows, last, len(rows) < limit, snapshot, upto_lsn)
@@ -152,7 +156,13 @@ class ChunkReader:
 
 
 def key_texts(row: bytes, relation: Relation, key_columns: Sequence[str]) -> tuple[str, ...]:
-    """Return the texts of a row's key columns, none of which is NULL."""
+    """Return the texts of a row's key columns, none of which is NULL. Raises SourceError if one is not UTF-8."""
     names = [column.name for column in relation.columns]
     values = pick(row, [names.index(name) for name in key_columns])
-    return tuple(value.decode() if isinstance(value, bytes) else "" for value in values)
+    try:
+        return tuple(value.decode() if isinstance(value, bytes) else "" for value in values)
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"{relation.table} cannot be copied in key order: a key in it is not UTF-8",
+            hint=f"mend the key's text, or set backfill = false; the key is {', '.join(key_columns)}",
+        ) from error

@@ -70,6 +70,18 @@ async def connect(dsn: str, *, replication: bool = False) -> Connection:
         ) from error
 
 
+def holds_any_bytes(connection: Connection) -> bool:
+    """Whether the database is in SQL_ASCII, so that its texts need not be UTF-8.
+
+    The server refuses to send those that are not while the client's encoding is UTF-8, and ends the stream at them;
+    with ``RAW`` it sends all of them as they are.
+    """
+    return connection.info.parameter_status("server_encoding") == "SQL_ASCII"
+
+
+RAW: Final = b"SET client_encoding = 'SQL_ASCII'"
+
+
 async def until_closed(connection: Connection) -> None:
     """Wait until the server ends a connection that nobody uses meanwhile."""
     if connection.closed:

@@ -261,7 +261,10 @@ class _Cursor:
         try:
             value = self.payload[self.at : end].decode()
         except UnicodeDecodeError as error:
-            raise _broken(self.payload, self.at, "a name that is not UTF-8") from error
+            raise DecodeError(
+                f"{_broken(self.payload, self.at, 'a name that is not UTF-8')}",
+                hint="a database in SQL_ASCII may have such names: rename the table or column, or do not publish it",
+            ) from error
         self.at = end + 1
         return value
 

@@ -20,7 +20,7 @@ from structlog.typing import FilteringBoundLogger
 from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
-from cdcsync.wal.connect import Connection, connect, until_closed
+from cdcsync.wal.connect import RAW, Connection, connect, holds_any_bytes, until_closed
 from cdcsync.wal.session import Event, ReplicationSession
 from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
 from cdcsync.wal.stream import Stream, start_session
@@ -215,9 +215,13 @@ class Source:
         )
         if server_version(replication) >= VERSION_14:
             options += sql.SQL(", messages 'true'")
-        command = sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})").format(
-            sql.Identifier(settings.slot), sql.SQL(format_lsn(self._durable)), options
+        command = (
+            sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})")
+            .format(sql.Identifier(settings.slot), sql.SQL(format_lsn(self._durable)), options)
+            .as_bytes(replication)
         )
+        if holds_any_bytes(replication):
+            await replication.execute(RAW)
         try:
             await replication.execute(command)
         except psycopg.errors.ObjectInUse as error:

@@ -16,6 +16,7 @@ from cdcsync.wal.connect import Connection
 from cdcsync.wal.slot import PLUGIN, SlotIdentity, SlotInfo, System
 
 RESET: Final = "cdcsync slot reset, then start again; the resync sends only what differs"
+UNTRANSLATABLE: Final = frozenset({"22021", "22P05"})
 SETUP_CLASSES: Final = ("0A", "22", "42")
 """SQLSTATE classes that say that the command itself is not possible there."""
 
@@ -129,6 +130,11 @@ def refusal(error: Exception, slot: str, publication: str) -> SourceUnavailableE
         ) from error
     if state == "42501":
         raise SourceError(f"PostgreSQL refuses: {text}", hint="ALTER ROLE <user> REPLICATION;") from error
+    if state in UNTRANSLATABLE:
+        raise SourceError(
+            "the stream cannot go on: a text in it has a character of the database's encoding that UTF-8 has not",
+            hint=f"mend the row (the server's log has the character), then {RESET}",
+        ) from error
     if state[:2] in SETUP_CLASSES:
         raise SourceError(f"PostgreSQL refuses: {text}", hint="run cdcsync check") from error
     return SourceUnavailableError(text or "the connection was lost")

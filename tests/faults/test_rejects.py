@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.faults.stage import stage
 
+DEALS = {"salesforce": "Opportunity", "hubspot": "deals"}
 NO_CHECK = "ALTER TABLE customers DROP CONSTRAINT customers_tier_check"
 
 
@@ -48,3 +49,55 @@ def test_twenty_invalid_rows_of_a_thousand_are_rejected_with_their_reasons(pg: s
         shop.execute("UPDATE customers SET tier = 'g' WHERE tier = 'x'")
         shop.settled()
         shop.assert_converged()
+
+
+def test_values_that_no_crm_has_park_their_rows_alone(pg: str, tmp_path: Path) -> None:
+    """Infinity, BC, years beyond 9999, NaN and 24:00 among good rows (of types unknown to us): they alone are parked.
+
+    A field with ``on_invalid = "null"`` parks nothing. A mended row goes out.
+    """
+    changes = {
+        'Name       = "title"': 'Name       = "place"',
+        'Amount     = "amount"': 'Amount     = { column = "amount", on_invalid = "null" }',
+        'Industry   = "industry"\nPhone      = "phone"': 'Phone      = "opens"',
+    }
+    with stage(tmp_path, pg, changes=changes) as shop:
+        shop.execute("CREATE TYPE place AS (street text, at point)")
+        shop.execute("ALTER TABLE orders ADD place place NOT NULL DEFAULT ROW('a, b', '(1,2)')")
+        shop.execute("ALTER TABLE companies ADD opens time")
+        shop.start()
+        shop.settled()
+        before = {crm: len(shop.records(crm, name)) for crm, name in DEALS.items()}
+        shop.execute("UPDATE companies SET opens = CASE id WHEN 1 THEN '24:00'::time ELSE '09:00' END WHERE id < 4")
+        shop.execute(
+            "INSERT INTO orders (customer_id, company_id, title, stage, due, amount) "
+            "SELECT customer.id, NULL, 'Batch', 'new', "
+            "coalesce((ARRAY['infinity', '-infinity', '0044-03-15 BC', '10000-01-01'])[i], '2026-01-02')::date, "
+            "CASE i WHEN 5 THEN 'NaN' ELSE 1.5 END "
+            "FROM generate_series(1, 200) i, (SELECT id FROM customers LIMIT 1) customer"
+        )
+        shop.settled()
+        assert {crm: len(shop.records(crm, name)) - before[crm] for crm, name in DEALS.items()} == {
+            "salesforce": 196,
+            "hubspot": 195,
+        }
+        snapshot = shop.snapshot()
+        assert snapshot is not None
+        groups = {
+            (entry.target, group.code, group.field): group.rows for entry in snapshot.maps for group in entry.rejects
+        }
+        assert groups.pop(("salesforce.Account", "time-out-of-range", "Phone")) == 1
+        assert groups.pop(("salesforce.Opportunity", "time-out-of-range", "CloseDate")) == 4
+        assert groups.pop(("hubspot.deals", "number-not-finite", "amount")) == 1
+        assert {target for target, _, _ in groups} == {"hubspot.deals"}
+        assert sum(groups.values()) == 4  # its date is a template: the CRM itself refuses the text
+        assert all(lane.missing == 0 for lane in snapshot.lanes)
+        names = {record["fields"]["Name"] for record in shop.records("salesforce", "Opportunity")}
+        assert names == {'("a, b","(1,2)")'}
+
+        shop.execute("UPDATE orders SET due = '2026-01-02', amount = 1 WHERE title = 'Batch'")
+        shop.execute("UPDATE companies SET opens = NULL")
+        shop.settled()
+        mended = shop.snapshot()
+        assert mended is not None
+        assert sum(lane.rejected for lane in mended.lanes) == 0

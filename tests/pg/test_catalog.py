@@ -14,7 +14,7 @@ from cdcsync.wal.catalog import copy_key, load_relation, load_types, rows, serve
 from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.decode import Decoder
 
-TEXT, INT8, NUMERIC, INT4_ARRAY = 25, 20, 1700, 1007
+TEXT, INT8, NUMERIC, INT4_ARRAY, TEXT_ARRAY = 25, 20, 1700, 1007, 1009
 
 
 @pytest.fixture
@@ -104,17 +104,29 @@ async def test_missing_tables_and_views_are_refused(connection: Connection) -> N
 
 
 async def test_types(connection: Connection) -> None:
-    """Domains lead to their builtin base through any number of domains; everything else of users is text."""
+    """Domains lead to their builtin base through any number of domains, arrays to text[]; everything else is text."""
     await connection.execute("""
         CREATE TYPE mood AS ENUM ('fine');
         CREATE DOMAIN amount AS numeric(10, 2);
         CREATE DOMAIN price AS amount CHECK (VALUE > 0);
         CREATE DOMAIN feeling AS mood;
         CREATE DOMAIN numbers AS int[];
+        CREATE DOMAIN feelings AS mood[];
         CREATE TYPE pair AS (a int, b text);
     """)
     types = await load_types(connection)
-    names = ("mood", "amount", "price", "feeling", "numbers", "pair", "mood[]", "information_schema.cardinal_number")
+    names = (
+        "mood",
+        "amount",
+        "price",
+        "feeling",
+        "numbers",
+        "feelings",
+        "pair",
+        "mood[]",
+        "price[]",
+        "information_schema.cardinal_number",
+    )
     found = await rows(connection, "SELECT n, n::regtype::oid FROM unnest(%s::text[]) AS n", [list(names)])
     assert {name: types[oid] for name, oid in found} == {
         "mood": TEXT,
@@ -123,7 +135,9 @@ async def test_types(connection: Connection) -> None:
         "feeling": TEXT,
         "numbers": INT4_ARRAY,
         "pair": TEXT,
-        "mood[]": TEXT,
+        "feelings": TEXT_ARRAY,
+        "mood[]": TEXT_ARRAY,
+        "price[]": TEXT_ARRAY,
         "information_schema.cardinal_number": 23,
     }
     assert INT8 not in types

@@ -180,7 +180,7 @@ async def test_types_made_later_are_known_before_their_rows(db: Setup) -> None:
         await db.execute("INSERT INTO t VALUES (2)")
         await reader.commits_reach(2)
     oids = [column.type_oid for column in reader.changes[0].relation.columns[3:]]
-    assert [reader.source.types[oid] for oid in oids] == [20, 25, 25]
+    assert [reader.source.types[oid] for oid in oids] == [20, 25, 1009]
     assert all(oid in known[-1] for oid in oids)
     assert reader.keys == [b"1", b"2"]
 

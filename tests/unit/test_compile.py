@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from cdcsync.config import FieldConfig, MapConfig, template_parts
 from cdcsync.errors import ConfigError, DecodeError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, Parent, RowMapper, WantedLink, compile_mapper
-from cdcsync.mappers.values import converter
+from cdcsync.mappers.values import converter, nearest
 from cdcsync.model import ABSENT, Column, Ref, Relation, Text, Value
 from cdcsync.wal.tuples import join_tuple, split_tuple
 
@@ -28,6 +30,7 @@ COLUMNS = {
     "seen": 1184,
     "mood": ENUM,
     "tags": 1009,
+    "opens": 1083,
     "blob": 17,
 }
 
@@ -87,7 +90,8 @@ def reference(config: MapConfig, raw: bytes) -> Mapped:
         if text is ABSENT:
             absent.append(f"{link.to_object}:{link.type}")
         elif text or config.nulls == "clear":
-            links.append(WantedLink(link.to_object, link.type, printed(link.column, text) if text else None))
+            target = _reference_text(f"{link.to_object}:{link.type}", link.column, text) if text else None
+            links.append(WantedLink(link.to_object, link.type, target))
     return Mapped(printed(config.key_column, key), fields, tuple(parents), tuple(links), tuple(absent))
 
 
@@ -95,6 +99,13 @@ def printed(column: str, text: Text) -> str:
     """Print a column's text as keys and templates have it."""
     assert isinstance(text, bytes)
     return text.decode().rstrip(" ") if COLUMNS[column] == 1042 else text.decode()
+
+
+def _reference_text(label: str, column: str, text: Text) -> str:
+    try:
+        return printed(column, text)
+    except UnicodeDecodeError:
+        raise RowRejectedError("not-utf8", label, "") from None
 
 
 def _reference_null(config: MapConfig, name: str, field: FieldConfig) -> dict[str, Value]:
@@ -107,28 +118,48 @@ def _reference_value(
     config: MapConfig, name: str, field: FieldConfig, values: Mapping[str, Text], parents: list[Parent]
 ) -> dict[str, Value]:
     if field.template is not None:
-        return {name: _filled(field.template, values)}
+        try:
+            return {name: _filled(field.template, values)}
+        except UnicodeDecodeError:
+            return _reference_invalid(config, name, field, b"", "not-utf8")
     column = field.column or ""
     text = values[column]
     assert isinstance(text, bytes)
     if field.values is not None:
         known = {_BOOLS.get(key, key) if COLUMNS[column] == 16 else key: value for key, value in field.values.items()}
-        if printed(column, text) in known:
-            return {name: known[printed(column, text)]}
+        shown = text.decode(errors="replace").rstrip(" ") if COLUMNS[column] == 1042 else text.decode(errors="replace")
+        if shown in known:
+            return {name: known[shown]}
         if field.otherwise == "keep":
             return {}
         if field.otherwise == "clear":
             return {name: None}
         raise RowRejectedError("value-unmapped", name, "")
     if field.ref is not None:
-        if not (parent := printed(column, text)):
+        if not (parent := _reference_text(name, column, text)):
             return _reference_null(config, name, field)
         parents.append(Parent(field.ref.object, field.ref.key_field, parent))
         return {name: Ref(field.ref.object, field.ref.key_field, parent)}
     try:
-        return {name: converter(TYPES.get(COLUMNS[column], COLUMNS[column]))(text)}
+        return {name: converter(builtin(column))(text)}
     except RowRejectedError as error:
-        raise RowRejectedError(error.code, name, "") from None
+        return _reference_invalid(config, name, field, text, error.code)
+    except UnicodeDecodeError:
+        return _reference_invalid(config, name, field, text, "not-utf8")
+
+
+def builtin(column: str) -> int:
+    """Give the builtin type that a column's values are printed as."""
+    return TYPES.get(COLUMNS[column], COLUMNS[column])
+
+
+def _reference_invalid(config: MapConfig, name: str, field: FieldConfig, text: bytes, code: str) -> dict[str, Value]:
+    if field.on_invalid == "null":
+        return _reference_null(config, name, field)
+    clamp = nearest(builtin(field.column or "id"))
+    if field.on_invalid == "clamp" and clamp is not None:
+        return {name: clamp(text)}
+    raise RowRejectedError(code, name, "")
 
 
 def _filled(template: str, values: Mapping[str, Text]) -> str:
@@ -147,7 +178,9 @@ def _word(column: str, text: Text) -> str:
     return printed(column, text)
 
 
-_text = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20).map(str.encode)
+_text = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20).map(str.encode), st.just(b"\xff")
+)
 _texts = {
     "id": st.integers().map(lambda number: b"%d" % number),
     "name": _text,
@@ -155,7 +188,8 @@ _texts = {
     "tier": st.sampled_from([b"g   ", b"s   ", b"x   ", b"    "]),
     "company": st.integers(0, 3).map(lambda number: b"%d" % number),
     "amount": st.sampled_from([b"1.10", b"-0.5", b"NaN", b"1000000"]),
-    "seen": st.sampled_from([b"2024-01-01 00:00:00+00", b"2024-01-01 00:00:00.25+00", b"infinity"]),
+    "seen": st.sampled_from([b"2024-01-01 00:00:00+00", b"2024-01-01 00:00:00.25+00", b"infinity", b"-infinity"]),
+    "opens": st.sampled_from([b"09:00:00", b"24:00:00"]),
     "mood": _text,
     "tags": st.sampled_from([b"{}", b"{a,b}", b"{{a},{b}}"]),
     "blob": _text,
@@ -165,7 +199,7 @@ _rows = st.tuples(
 ).map(lambda values: join_tuple(list(values)))
 
 _field = st.one_of(
-    st.sampled_from(["id", "name", "active", "tier", "company", "amount", "seen", "mood", "tags"]),
+    st.sampled_from(["id", "name", "active", "tier", "company", "amount", "seen", "mood", "tags", "opens"]),
     st.sampled_from(
         [
             {"column": "name", "default": "(unknown)"},
@@ -177,6 +211,14 @@ _field = st.one_of(
             {"column": "company", "ref": "crm.Account.Key__c"},
             {"column": "mood", "ref": "crm.Other.Key__c"},
             {"column": "tier", "ref": "crm.Other.Key__c"},
+            {"column": "amount", "on_invalid": "null"},
+            {"column": "amount", "on_invalid": "null", "default": 0},
+            {"column": "name", "on_invalid": "null"},
+            {"column": "tags", "on_invalid": "null"},
+            {"column": "seen", "on_invalid": "reject"},
+            {"column": "seen", "on_invalid": "clamp"},
+            {"column": "opens", "on_invalid": "clamp"},
+            {"template": "{name}-{mood}", "on_invalid": "null"},
             {"template": "Dear {name}"},
             {"template": "{{{name}}} {active}{tier}/{amount}"},
         ]
@@ -311,12 +353,38 @@ def test_the_rejection_names_the_field() -> None:
         assert caught.value.field == field
 
 
+def test_a_value_without_a_form_follows_its_fields_policy() -> None:
+    """``null`` is what a NULL would be there, ``clamp`` the nearest time; the row's other fields are as ever."""
+    mapper = compiled(
+        {
+            "A": {"column": "amount", "on_invalid": "null"},
+            "B": {"column": "amount", "on_invalid": "null", "default": 0},
+            "C": {"column": "seen", "on_invalid": "clamp"},
+            "D": {"column": "opens", "on_invalid": "clamp"},
+            "E": {"column": "name", "on_invalid": "null"},
+            "F": "mood",
+        }
+    )
+    bad = mapper.map(row(amount=b"NaN", seen=b"infinity", opens=b"24:00:00", name=b"\xff", mood=b"ok"))
+    last = dt.datetime.max.replace(tzinfo=dt.UTC)
+    assert bad.fields == {"A": None, "B": 0, "C": last, "D": "23:59:59.999999", "E": None, "F": "ok"}
+    good = mapper.map(row(amount=b"1.5", opens=b"09:00:00", name=b"x"))
+    assert good.fields == {"A": Decimal("1.5"), "B": Decimal("1.5"), "C": None, "D": "09:00:00", "E": "x", "F": None}
+    keep = compiled({"A": {"column": "amount", "on_invalid": "null"}}, nulls="keep")
+    assert keep.map(row(amount=b"NaN")).fields == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "rest", "words"),
     [
         ({"A": "nmae"}, {}, "field A: table public.people has no column nmae (did you mean name?)"),
         ({"A": {"template": "{name} {x1}"}}, {}, "field A: table public.people has no column x1"),
         ({"A": "blob"}, {}, "field A: column blob is binary"),
+        (
+            {"A": {"column": "amount", "on_invalid": "clamp"}},
+            {},
+            'field A: on_invalid = "clamp" is for dates and times, and column amount is neither',
+        ),
         ({}, {"key": {"K": "idd"}}, "key K: table public.people has no column idd (did you mean id?)"),
         ({}, {"key": {"K": "name"}}, "key K: column name is not part of the replica identity of public.people"),
         (

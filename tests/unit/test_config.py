@@ -96,7 +96,7 @@ backfill = false
 where  = "deleted_at IS NULL"
 
 [map.fields]
-LastName     = { column = "last_name", default = "(unknown)" }
+LastName     = { column = "last_name", default = "(unknown)", on_invalid = "null" }
 Level__c     = { column = "tier", values = { g = "Gold", s = "Silver" }, otherwise = "clear" }
 Greeting__c  = { template = "Dear {first_name} {last_name}" }
 AccountId    = { column = "company_id", ref = "salesforce.Account.External_Id__c" }
@@ -201,6 +201,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert people.fields["AccountId"].ref == RefConfig("salesforce", "Account", "External_Id__c")
     assert people.fields["Level__c"].values == {"g": "Gold", "s": "Silver"}
     assert people.fields["Level__c"].otherwise == "clear"
+    assert people.fields["LastName"].on_invalid == "null"
     assert (contacts.on_delete, companies.on_delete) == ("delete", "ignore")
     (link,) = contacts.associate
     assert (link.to_crm, link.to_object, link.column, link.type) == (
@@ -274,6 +275,43 @@ Phone = 7
 
 
 @pytest.mark.parametrize(
+    ("given", "table"),
+    [
+        ("t", "public.t"),
+        ("Mixed Case", "public.Mixed Case"),
+        ("s.t", "s.t"),
+        ("s.a.b", "s.a.b"),
+        ('"a.b"', "public.a.b"),
+        ('"S"."a ""b"""', 'S.a "b"'),
+        ('s."a.b"', "s.a.b"),
+        ('s.a"b', 's.a"b'),
+    ],
+)
+def test_tables_are_named_as_they_are_or_as_sql_names_them(given: str, table: str) -> None:
+    """A name without quotes is taken as it is; quotes make a dot in it possible without a schema."""
+    assert MapConfig.model_validate({"table": given, "to": "crm.X", "key": {"K": "id"}}).table == table
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (".t", "expected"),
+        ("s.", "expected"),
+        ('"t', "expected"),
+        ('"t"x', "expected"),
+        ('""', "expected"),
+        ('s."t', "expected"),
+        ('"a.b".t', "the schema 'a.b' has a dot in its name"),
+    ],
+)
+def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, table: str, message: str) -> None:
+    """A schema with a dot would be mistaken for another: the sentence says what to do."""
+    (found,) = mistakes(tmp_path, with_map(f'table = \'{table}\'\nto = "salesforce.X"\nkey = {{ K = "id" }}\n'))
+    assert "map[0].table: " in found
+    assert message in found
+
+
+@pytest.mark.parametrize(
     ("line", "path"),
     [
         ('priority = "high"', "priority"),
@@ -309,6 +347,16 @@ def test_what_is_documented_but_not_built_yet_says_so(tmp_path: Path, line: str,
         ('to = "salesforce.A"\non_delete = "archive"', "salesforce", "does not archive"),
         ('to = "salesforce.A"\nfields = { Email = "a", email = "b" }', "salesforce", "same field"),
         ('to = "salesforce.A"\nfields = { x = { column = "a", otherwise = "keep" } }', "salesforce", "needs values"),
+        (
+            'to = "salesforce.A"\nfields = { x = { column = "a", values = { b = 1 }, on_invalid = "null" } }',
+            "salesforce",
+            "on_invalid does not go with values",
+        ),
+        (
+            'to = "salesforce.A"\nfields = { x = { template = "{a}", on_invalid = "clamp" } }',
+            "salesforce",
+            "not for a template",
+        ),
         ('to = "salesforce.A"\nfields = { x = { template = "Dear {a" } }', "salesforce", "stands alone"),
         ('to = "salesforce.A"\nfields = { x = { template = "Dear" } }', "salesforce", "no {column}"),
         ('to = "salesforce.A"\nfields = { x = { column = "a", template = "{b}" } }', "salesforce", "one of them"),

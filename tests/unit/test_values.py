@@ -12,20 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdcsync.errors import RowRejectedError
-from cdcsync.mappers.values import HASH_BYTES, converter, field_hash
+from cdcsync.mappers.values import HASH_BYTES, converter, field_hash, nearest
 from cdcsync.model import Ref, Value
 
-INT8, NUMERIC, FLOAT8, BOOL, DATE, TIMESTAMP, TIMESTAMPTZ, BPCHAR, TEXT_ARRAY = (
-    20,
-    1700,
-    701,
-    16,
-    1082,
-    1114,
-    1184,
-    1042,
-    1009,
-)
+INT8, NUMERIC, FLOAT8, BOOL, BPCHAR, TEXT_ARRAY = 20, 1700, 701, 16, 1042, 1009
+DATE, TIMESTAMP, TIMESTAMPTZ, TIME, TIMETZ = 1082, 1114, 1184, 1083, 1266
 
 
 def moment(*parts: int) -> dt.datetime:
@@ -56,7 +47,7 @@ def moment(*parts: int) -> dt.datetime:
         (BPCHAR, "ab   ", "ab"),
         (25, "", ""),
         (25, " a\r\n\U0001f600 ", " a\r\n\U0001f600 "),
-        (1083, "24:00:00", "24:00:00"),
+        (1083, "23:59:59.999999", "23:59:59.999999"),
         (1266, "10:00:00+15:59:59", "10:00:00+15:59:59"),
         (790, "-$1,234.50", "-$1,234.50"),
         (114, '{"a": 1, "a": 2}', '{"a": 1, "a": 2}'),
@@ -69,6 +60,9 @@ def moment(*parts: int) -> dt.datetime:
         (TEXT_ARRAY, '{"{x}"}', "{x}"),
         (TEXT_ARRAY, '{"two\nlines"}', "two\nlines"),
         (1007, "[2:3]={1,2}", "1;2"),
+        (1014, '{"ab   ","     "}', "ab;"),
+        (3907, '{empty,"[1.5,2.5)"}', "empty;[1.5,2.5)"),
+        (1020, "{(2,2),(1,1);(4,4),(3,3)}", "{(2,2),(1,1);(4,4),(3,3)}"),
     ],
 )
 def test_texts_become_values(oid: int, printed: str, value: Value) -> None:
@@ -92,6 +86,8 @@ def test_texts_become_values(oid: int, printed: str, value: Value) -> None:
         (TIMESTAMP, "294276-12-31 23:59:59.999999", "time-out-of-range"),
         (TIMESTAMPTZ, "0044-03-15 00:00:00+00 BC", "time-out-of-range"),
         (TIMESTAMPTZ, "9999-12-31 23:59:59-05", "time-out-of-range"),
+        (TIME, "24:00:00", "time-out-of-range"),
+        (TIMETZ, "24:00:00-08", "time-out-of-range"),
         (TEXT_ARRAY, "{{a},{b}}", "array-dimensions"),
         (TEXT_ARRAY, '{"a;b"}', "array-separator"),
     ],
@@ -102,6 +98,39 @@ def test_what_no_crm_takes_rejects_the_row(oid: int, printed: str, code: str) ->
         converter(oid)(printed.encode())
     assert caught.value.code == code
     assert printed not in caught.value.message.replace("NaN and infinity", "")
+
+
+@pytest.mark.parametrize(
+    ("oid", "printed", "value"),
+    [
+        (DATE, "infinity", dt.date.max),
+        (DATE, "-infinity", dt.date.min),
+        (DATE, "4713-01-01 BC", dt.date.min),
+        (DATE, "5874897-12-31", dt.date.max),
+        (TIMESTAMP, "infinity", moment(9999, 12, 31, 23, 59, 59, 999999)),
+        (TIMESTAMP, "-infinity", moment(1, 1, 1)),
+        (TIMESTAMP, "0044-03-15 12:00:00 BC", moment(1, 1, 1)),
+        (TIMESTAMPTZ, "294276-12-31 23:59:59.999999+00", moment(9999, 12, 31, 23, 59, 59, 999999)),
+        (TIMESTAMPTZ, "9999-12-31 23:59:59-05", moment(9999, 12, 31, 23, 59, 59, 999999)),
+        (TIMESTAMPTZ, "0001-01-01 00:00:00+05", moment(1, 1, 1)),
+        (TIME, "24:00:00", "23:59:59.999999"),
+        (TIMETZ, "24:00:00+05:30", "23:59:59.999999+05:30"),
+    ],
+)
+def test_the_nearest_date_or_time_is_on_the_right_side(oid: int, printed: str, value: Value) -> None:
+    """What is refused has a neighbour at the border that it lies beyond, of the type that good values have."""
+    with pytest.raises(RowRejectedError):
+        converter(oid)(printed.encode())
+    clamp = nearest(oid)
+    assert clamp is not None
+    assert clamp(printed.encode()) == value
+    assert type(clamp(printed.encode())) is type(value)
+
+
+@pytest.mark.parametrize("oid", [NUMERIC, FLOAT8, TEXT_ARRAY, 25, 99999])
+def test_what_is_no_date_or_time_has_no_nearest(oid: int) -> None:
+    """NaN has no neighbour, and the largest number of a CRM field is the CRM's to say."""
+    assert nearest(oid) is None
 
 
 def test_minus_zero_is_zero() -> None:
