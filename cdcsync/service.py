@@ -81,7 +81,13 @@ class Service:
 
     async def _run(self, pipeline: Pipeline, identity: slot.SlotIdentity) -> None:
         config, loop = self.config, asyncio.get_running_loop()
-        source = Source(config.postgres, sink=pipeline.receive, log=self.log, on_connect=pipeline.connected_anew)
+        source = Source(
+            config.postgres,
+            sink=pipeline.receive,
+            log=self.log,
+            on_connect=pipeline.connected_anew,
+            spill_directory=config.state.path.parent,
+        )
         pipeline.reader = source
         async with await connect(config.postgres.dsn) as connection:
             source.types.update(await catalog.load_types(connection))
