@@ -18,7 +18,7 @@ PRINTS: Final = (
     ("intervalstyle", "make_interval(1, 2, 0, 3, 4, 5, 6.5)::text", "1 year 2 mons 3 days 04:05:06.5"),
     ("bytea_output", "decode('deadbeef', 'hex')::text", r"\xdeadbeef"),
     ("extra_float_digits", "(0.1::float8 + 0.2::float8)::text", "0.30000000000000004"),
-    ("extra_float_digits", "(1::float4 / 3)::text", "0.33333334"),
+    ("extra_float_digits", "(1::float4 / 3::float4)::text", "0.33333334"),
     ("timezone", "to_timestamp(0)::text", "1970-01-01 00:00:00+00"),
     ("client_encoding", "current_setting('client_encoding')", "UTF8"),
 )
