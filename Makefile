@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres lint types format bench build check clean
+.PHONY: help venv demo test test-postgres lint types format bench fuzz build check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,6 +52,10 @@ format: $(READY)
 bench: $(READY)
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+fuzz: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.wal $(ARGS)
+
 build: $(READY)
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
@@ -60,5 +64,5 @@ check:
 	.ci/run
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

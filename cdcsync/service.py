@@ -92,6 +92,7 @@ class Service:
             log=self.log,
             on_connect=pipeline.connected_anew,
             on_gap=guard.gap,
+            spill_directory=config.state.path.parent,
         )
         source.types = types
         pipeline.reader = source

@@ -47,6 +47,12 @@ class PostgresConfig(Table):
     """Retained WAL from which warnings start."""
     failover: Literal["auto", True, False] = "auto"
     """Whether to make a failover slot (PostgreSQL 17 and later)."""
+    streaming: bool = False
+    """Have large transactions sent while they are still open, and keep them on the disk here until they commit."""
+    origin: Literal["any", "none"] = "any"
+    """none: leave out what was replicated into this database from elsewhere (PostgreSQL 16 and later)."""
+    messages: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Prefixes of the logical messages (pg_logical_emit_message) that are to be logged, without their content."""
 
     @property
     def dsn(self) -> str:

@@ -117,6 +117,12 @@ class Decoder:
             raise _broken(payload, len(payload), "the message ends too early") from error
         raise _broken(payload, 0, "no such message")
 
+    def beside(self) -> Decoder:
+        """Return a decoder of its own that knows the relations told so far outside of open streams."""
+        other = Decoder()
+        other._relations.update(self._relations)
+        return other
+
     def _row(self, payload: bytes, start: int) -> tuple[Relation, int]:
         """Read what all row messages begin with: the relation, and the tuple's kind."""
         oid, marker, count = _ROW.unpack_from(payload, start)

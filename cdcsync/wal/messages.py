@@ -1,7 +1,7 @@
 """The pgoutput messages that only this package knows, beside those of ``model``.
 
-cdcsync streams with protocol 1, so its own daemon meets ``Origin``, ``TypeInfo`` and relations alone; the rest are the
-messages of streamed transactions (protocol 2) and of two-phase commit (protocol 3).
+With protocol 1, the default, a daemon meets ``Origin`` and ``TypeInfo`` alone. Streamed transactions are protocol 2
+(``postgres.streaming``); two-phase commit is protocol 3, and never asked for.
 """
 
 from __future__ import annotations

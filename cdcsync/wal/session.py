@@ -4,6 +4,9 @@ The rules of this module:
 
 * ``receive`` takes the content of one CopyData message and gives the events in it. Transactions come whole and in
   commit order; those that are durable already (their commit record starts before the start point) are left out.
+* A streamed transaction gives nothing until it commits; then ``replay`` gives it in pieces, as if it had come at once.
+  While one is open, positions beyond its rows may well be confirmed: what counts is where its commit record starts,
+  and the server keeps the WAL from its beginning on (``restart_lsn``) as long as it is open.
 * What is reported as flushed is never inside a transaction, never goes back, and is never beyond what was received:
   the server resends a transaction only if its commit record starts at or after the reported position.
 * Status updates have a timer of their own. Servers ask for one at half of ``wal_sender_timeout`` and cut the
@@ -16,13 +19,24 @@ Times are seconds of the caller's monotonic clock. Envelopes: "Streaming Replica
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
 from cdcsync.errors import DecodeError
 from cdcsync.model import Begin, Change, Commit, LogicalMessage, Progress, Relation, Truncate
 from cdcsync.wal.decode import EPOCH, Decoder
-from cdcsync.wal.messages import Message, Origin, TypeInfo
+from cdcsync.wal.messages import (
+    Message,
+    Origin,
+    StreamAbort,
+    StreamCommit,
+    Streamed,
+    StreamStart,
+    StreamStop,
+    TypeInfo,
+)
+from cdcsync.wal.streamed import ALWAYS, StreamedTransaction, StreamedTransactions
 
 Event = Begin | Change | Truncate | Commit | LogicalMessage | Progress
 """What the stream delivers. Between Begin and Commit stand only changes, truncates and transactional messages."""
@@ -43,6 +57,7 @@ FIRST_USER_OID: Final = 16384
 """Types with lower oids are built in and the same everywhere."""
 
 _DATA_HEADER: Final = 25
+_XID_END: Final = 5  # where the transaction id ends that messages of a segment carry behind their tag
 _KEEPALIVE = Struct(">xQqB")
 _STATUS = Struct(">cQQQqB")
 _INTERVAL_BOUNDS = (0.1, 10.0)
@@ -51,21 +66,31 @@ _SHUTDOWN_ASKS = 4  # two may be an overlap of the server's request with our own
 
 
 class _State(enum.Enum):
-    """Where in the stream we are: between transactions, in one, or in one that is durable already."""
+    """Where in the stream we are: between transactions, in one, in one that is durable already, or in one's segment."""
 
     BETWEEN = enum.auto()
     INSIDE = enum.auto()
     SKIPPING = enum.auto()
+    SEGMENT = enum.auto()
 
 
 class ReplicationSession:
     """The protocol state of one connection that streams from ``start_lsn`` (which is durable, or 0: from the slot's).
 
     ``sender_timeout`` is the server's ``wal_sender_timeout`` in seconds (0: none). ``now`` is the present time, and
-    ``epoch`` is what to add to such times for Unix time.
+    ``epoch`` is what to add to such times for Unix time. ``streamed`` keeps transactions that are streamed while they
+    are open; without it, streaming was not asked for. ``close`` gives back what it holds.
     """
 
-    def __init__(self, start_lsn: int, *, sender_timeout: float, now: float, epoch: float = 0.0) -> None:
+    def __init__(
+        self,
+        start_lsn: int,
+        *,
+        sender_timeout: float,
+        now: float,
+        epoch: float = 0.0,
+        streamed: StreamedTransactions | None = None,
+    ) -> None:
         low, high = _INTERVAL_BOUNDS
         self._interval = min(max(sender_timeout / 3, low), high) if sender_timeout > 0 else high
         self._silence = SILENCE * (sender_timeout or _DEFAULT_TIMEOUT)
@@ -83,6 +108,8 @@ class ReplicationSession:
         self._asks: _Asks | None = None
         self._user_types: set[int] = set()
         self._described: set[int] = set()
+        self._streamed = streamed
+        self._replay: _Replay | None = None
 
     @property
     def received(self) -> int:
@@ -101,8 +128,13 @@ class ReplicationSession:
 
     @property
     def inside(self) -> bool:
-        """Whether a transaction has begun and not yet ended."""
+        """Whether a transaction, or a segment of one, has begun and not yet ended."""
         return self._state is not _State.BETWEEN
+
+    @property
+    def replaying(self) -> bool:
+        """Whether ``replay`` has events to give; they come before those of the next message."""
+        return self._replay is not None
 
     def take_user_types(self) -> set[int]:
         """Return the oids of user-defined types that relations named since the last call."""
@@ -115,17 +147,46 @@ class ReplicationSession:
         return taken
 
     def receive(self, data: bytes, now: float) -> list[Event]:
-        """Return the events of one CopyData message. Raises DecodeError."""
+        """Return the events of one CopyData message; not to be called while ``replaying``.
+
+        Raises DecodeError, and OSError when a streamed transaction has to go to a file and cannot.
+        """
         self._heard_at = now
         kind = data[:1]
         if kind == b"w":
             if len(data) <= _DATA_HEADER:
                 raise DecodeError(f"a data message of {len(data)} bytes")
-            return self._message(self._decoder.decode(data[_DATA_HEADER:]))
+            payload = data[_DATA_HEADER:]
+            return self._message(self._decoder.decode(payload), payload)
         if kind == b"k" and len(data) == _KEEPALIVE.size:
             lsn, _, wants_reply = _KEEPALIVE.unpack(data)
             return self._keepalive(lsn, now, asked=bool(wants_reply))
         raise DecodeError(f"a replication message of kind {kind!r} and {len(data)} bytes")
+
+    def replay(self, now: float, most: int, size: int) -> list[Event]:
+        """Return the next events of the streamed transaction that has committed: at most ``most``, of ``size`` bytes.
+
+        May go beyond ``size`` by one event. Raises DecodeError and OSError.
+        """
+        self._heard_at = now
+        events: list[Event] = []
+        replay = self._replay
+        if replay is None:
+            return events
+        for event, length in replay.events:
+            events.append(event)
+            size -= length
+            if len(events) == most or size <= 0:
+                return events
+        self._end_replay(replay)
+        return events
+
+    def close(self) -> None:
+        """Drop the streamed transactions that are open; nothing more may be received."""
+        if self._replay is not None:
+            self._replay.transaction.close()
+        if self._streamed is not None:
+            self._streamed.close()
 
     def confirm(self, lsn: int) -> None:
         """Take note that everything before ``lsn`` is durable: a commit's ``end_lsn`` or a ``Progress.lsn``.
@@ -186,10 +247,12 @@ class ReplicationSession:
         self._received = lsn
         return [Progress(lsn)]
 
-    def _message(self, message: Message) -> list[Event]:
+    def _message(self, message: Message, payload: bytes) -> list[Event]:
         match message:
             case Change() | Truncate():
                 return self._in_transaction(message)
+            case Streamed() if self._streamed is not None:
+                return self._keep(self._streamed, message, payload)
             case Begin():
                 return self._begin(message)
             case Commit():
@@ -197,10 +260,12 @@ class ReplicationSession:
             case LogicalMessage():
                 return self._logical_message(message)
             case Relation():
-                self._described.add(message.oid)
-                self._user_types.update(c.type_oid for c in message.columns if c.type_oid >= FIRST_USER_OID)
+                self._note_shape(message)
                 return []
             case TypeInfo() | Origin():
+                return []
+            case StreamStart() | StreamStop() | StreamAbort() | StreamCommit() if self._streamed is not None:
+                self._follow(self._streamed, message)
                 return []
         raise DecodeError(f"the server sent {type(message).__name__}, of an option that was not asked for")
 
@@ -214,7 +279,7 @@ class ReplicationSession:
         return [begin]
 
     def _commit(self, commit: Commit) -> list[Event]:
-        if not self.inside:
+        if self._state not in (_State.INSIDE, _State.SKIPPING):
             raise DecodeError("a commit without a transaction")
         before, self._state = self._state, _State.BETWEEN
         self._received = max(self._received, commit.end_lsn)
@@ -232,6 +297,79 @@ class ReplicationSession:
         if self._state is _State.SKIPPING:
             return []
         raise DecodeError(f"{type(message).__name__} outside a transaction")
+
+    # --- streamed transactions
+
+    def _keep(self, streamed: StreamedTransactions, message: Streamed, payload: bytes) -> list[Event]:
+        inner = message.message
+        subxid = message.xid
+        if isinstance(inner, Relation):
+            self._note_shape(inner)
+            subxid = ALWAYS  # it is told once, and counts for the whole transaction, whatever is rolled back
+        if not isinstance(inner, TypeInfo):
+            streamed.add(subxid, payload[:1] + payload[_XID_END:])
+        return []
+
+    def _follow(
+        self, streamed: StreamedTransactions, message: StreamStart | StreamStop | StreamAbort | StreamCommit
+    ) -> None:
+        """Act on the messages around the segments. They stand between ordinary transactions, not in them."""
+        if isinstance(message, StreamStop):
+            streamed.stop()
+            self._state = _State.BETWEEN
+            return
+        if self.inside:
+            raise DecodeError(f"{type(message).__name__} inside a transaction")
+        if isinstance(message, StreamStart):
+            streamed.start(message.xid, first=message.first)
+            self._state = _State.SEGMENT
+        elif isinstance(message, StreamAbort):
+            streamed.abort(message.xid, message.subxid)
+        else:
+            self._start_replay(streamed.take(message.xid), message)
+
+    def _start_replay(self, transaction: StreamedTransaction, commit: StreamCommit) -> None:
+        replay = _Replay(transaction, commit, self._decoder.beside())
+        if commit.commit_lsn < self._start:
+            self._end_replay(replay)
+        else:
+            self._replay = replay
+            self._state = _State.INSIDE
+
+    def _end_replay(self, replay: _Replay) -> None:
+        self._replay = None
+        self._state = _State.BETWEEN
+        replay.transaction.close()
+        self._received = max(self._received, replay.commit.end_lsn)
+        self._server = max(self._server, replay.commit.end_lsn)
+
+    def _note_shape(self, relation: Relation) -> None:
+        self._described.add(relation.oid)
+        self._user_types.update(c.type_oid for c in relation.columns if c.type_oid >= FIRST_USER_OID)
+
+
+class _Replay:
+    """A streamed transaction that has committed, as the events that it would have been had it come at once."""
+
+    __slots__ = ("commit", "events", "transaction")
+
+    def __init__(self, transaction: StreamedTransaction, commit: StreamCommit, decoder: Decoder) -> None:
+        self.transaction = transaction
+        self.commit = commit
+        self.events = self._decode(decoder)
+        """Each event, and how many bytes it came in."""
+
+    def _decode(self, decoder: Decoder) -> Iterator[tuple[Event, int]]:
+        commit = self.commit
+        end: Event = Progress(commit.end_lsn)  # servers leave out a transaction of which nothing is left
+        for payload in self.transaction.survivors():
+            message = decoder.decode(payload)
+            if isinstance(message, Change | Truncate | LogicalMessage):
+                if isinstance(end, Progress):
+                    yield Begin(commit.commit_lsn, commit.commit_time, commit.xid), 0
+                    end = Commit(commit.commit_lsn, commit.end_lsn, commit.commit_time)
+                yield message, len(payload)
+        yield end, 0
 
 
 class _Asks:

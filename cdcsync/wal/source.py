@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import tempfile
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
 
 import psycopg
 from psycopg import sql
@@ -19,17 +21,20 @@ from structlog.typing import FilteringBoundLogger
 
 from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
+from cdcsync.wal.announce import Announcer
 from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
 from cdcsync.wal.connect import RAW, Connection, connect, holds_any_bytes, until_closed
+from cdcsync.wal.formats import verify_formats
+from cdcsync.wal.options import VERSION_14, start_options
 from cdcsync.wal.session import Event, ReplicationSession
 from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
 from cdcsync.wal.stream import Stream, start_session
+from cdcsync.wal.streamed import StreamedTransactions
 from cdcsync.wal.verify import refusal, verify_publication, verify_slot, verify_system
 
 if TYPE_CHECKING:
     from cdcsync.config import PostgresConfig
 
-VERSION_14: Final = 140000
 TEXT_OID: Final = 25
 RETRY_SECONDS: Final = (0.2, 30.0)
 DOUBLINGS: Final = 8
@@ -38,6 +43,8 @@ BUSY_SECONDS: Final = 5.0
 STEADY_SECONDS: Final = 10.0
 """A stream that lasted as long was no failure: the pauses start anew."""
 REOPEN_SECONDS: Final = 1.0
+SPILL_BUFFER: Final = 256 << 10
+"""Bytes that are read back at once from a file of a streamed transaction."""
 
 SENDER_TIMEOUT: Final = "SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
@@ -63,6 +70,9 @@ class Source:
     ``partitions`` maps the oid of a partition to the partitioned tables above it (``schema.table``). A publication
     without ``publish_via_partition_root`` sends a partition's rows under its own name; it is looked up each time the
     stream describes it, so that partitions may be made, attached and detached meanwhile. This object stays the same.
+
+    ``spill_directory`` is for the rows of large open transactions, where ``settings.streaming`` makes the server send
+    them (None: the system's directory for temporary files). The files have no names: a crash leaves nothing behind.
     """
 
     def __init__(
@@ -73,6 +83,7 @@ class Source:
         log: FilteringBoundLogger,
         on_connect: Callable[[], None] = lambda: None,
         on_gap: Callable[[str], None] = lambda _: None,
+        spill_directory: Path | None = None,
     ) -> None:
         self.types: dict[int, int] = {}
         self.partitions: dict[int, tuple[str, ...]] = {}
@@ -84,6 +95,8 @@ class Source:
         self._log = log
         self._on_connect = on_connect
         self._on_gap = on_gap
+        self._spill_directory = spill_directory
+        self._announcer = Announcer(settings.messages, log)
         self._durable = 0
         self._expected: SlotIdentity | None = None
         self._session: ReplicationSession | None = None
@@ -194,6 +207,8 @@ class Source:
 
     async def _verify(self, ordinary: Connection, replication: Connection) -> None:
         settings, since = self._settings, self._durable
+        await verify_formats(ordinary, "ordinary")
+        await verify_formats(replication, "replication")
         await verify_publication(ordinary, settings.publication, made_anew=settings.create)
         await verify_slot(ordinary, await show_slot(ordinary, settings.slot), since)
         system = await identify_system(replication)
@@ -210,11 +225,7 @@ class Source:
             await ordinary.execute("SET idle_session_timeout = 0")
         ((sender_timeout,),) = await rows(replication, SENDER_TIMEOUT)
         replication.add_notice_handler(self._notice)
-        options = sql.SQL("proto_version '1', publication_names {}").format(
-            sql.Literal(sql.Identifier(settings.publication).as_string(replication))
-        )
-        if server_version(replication) >= VERSION_14:
-            options += sql.SQL(", messages 'true'")
+        options = start_options(replication, settings)
         command = (
             sql.SQL("START_REPLICATION SLOT {} LOGICAL {} ({})")
             .format(sql.Identifier(settings.slot), sql.SQL(format_lsn(self._durable)), options)
@@ -228,8 +239,12 @@ class Source:
             holder = (await show_slot(ordinary, settings.slot)).active_pid
             by = await sessions(ordinary, [holder]) if holder else "a process that has ended since"
             raise _SlotBusyError(f"slot {settings.slot!r} is in use by {by}") from error
-        self._session = start_session(self._durable, int(sender_timeout) / 1000)
+        streamed = StreamedTransactions(self._open_file) if settings.streaming else None
+        self._session = start_session(self._durable, int(sender_timeout) / 1000, streamed)
         return Stream(replication, self._session, self._receive)
+
+    def _open_file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(dir=self._spill_directory, prefix="cdcsync-", buffering=SPILL_BUFFER)
 
     async def _watch_server(self, ordinary: Connection, stream: Stream) -> None:
         """End a paused stream when the server shuts down.
@@ -262,6 +277,7 @@ class Source:
         session, stream = self._session, self._stream
         if session is None or stream is None:
             return
+        self._announcer.look(events)
         unknown = session.take_user_types() - self.types.keys()
         described = session.take_described() if self._partitioned else set()
         if not unknown and not described:

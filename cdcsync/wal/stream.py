@@ -5,6 +5,7 @@ All of it runs in callbacks of the event loop, none of which waits:
 * Reading is paced: at once when the socket was quiet, every ``READ_PACE`` under load (a client that wakes for each
   message costs the walsender more than itself). A drain is bounded, so that the loop stays live; the rest follows at
   the loop's next turn.
+* A streamed transaction that commits is delivered in such pieces too, and nothing is read before its end.
 * Status updates have a timer that depends on nobody's reading. To pause is to stop watching the socket: TCP holds the
   server back while the updates go on.
 * Whatever ends the stream ends ``run``.
@@ -23,6 +24,7 @@ from psycopg import pq
 from cdcsync.errors import SourceUnavailableError
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.session import Event, ReplicationSession
+from cdcsync.wal.streamed import StreamedTransactions
 
 READ_PACE: Final = 0.005
 """The least time between two drains, in seconds."""
@@ -73,6 +75,7 @@ class Stream:
             self._loop.remove_writer(self._descriptor)
             if self._timer is not None:
                 self._timer.cancel()
+            self._session.close()
 
     def hold(self, reason: str) -> None:
         """Stop reading until ``reason`` is released; several reasons may hold at once. Status updates go on."""
@@ -155,20 +158,28 @@ class Stream:
 
     def _read(self) -> None:
         """Deliver what has arrived, within the bounds of a drain; the rest has its turn soon."""
-        receive, now = self._session.receive, self._loop.time()
+        session, now = self._session, self._loop.time()
         events: list[Event] = []
-        taken = 0
-        for number, data in enumerate(self._messages(), start=1):
-            events += receive(bytes(data), now)
-            taken += len(data)
-            if number == DRAIN_MESSAGES or taken > DRAIN_BYTES:
-                self._loop.remove_reader(self._descriptor)
-                self._next_drain = self._loop.call_soon(self._drain)
-                break
+        if session.replaying:
+            events = session.replay(now, DRAIN_MESSAGES, DRAIN_BYTES)
+            self._drain_again()
+        else:
+            taken = 0
+            for number, data in enumerate(self._messages(), start=1):
+                events += session.receive(bytes(data), now)
+                taken += len(data)
+                if number == DRAIN_MESSAGES or taken > DRAIN_BYTES or session.replaying:
+                    self._drain_again()
+                    break
         if events and not self._ended.done():  # a warning that came between them may have ended the stream
             self._deliver(events)
         if self._over:
             self._finish()
+
+    def _drain_again(self) -> None:
+        """Have the next drain at the loop's next turn, whatever the socket says."""
+        self._loop.remove_reader(self._descriptor)
+        self._next_drain = self._loop.call_soon(self._drain)
 
     def _messages(self) -> Iterator[memoryview]:
         """Yield messages until no whole one is left. libpq reads the socket in pieces of some 16 kB."""
@@ -241,7 +252,10 @@ class Stream:
             self.fail(error)
 
 
-def start_session(start_lsn: int, sender_timeout: float) -> ReplicationSession:
+def start_session(
+    start_lsn: int, sender_timeout: float, streamed: StreamedTransactions | None = None
+) -> ReplicationSession:
     """Return a session on the running loop's clock."""
     now = asyncio.get_running_loop().time()
-    return ReplicationSession(start_lsn, sender_timeout=sender_timeout, now=now, epoch=time.time() - now)
+    epoch = time.time() - now
+    return ReplicationSession(start_lsn, sender_timeout=sender_timeout, now=now, epoch=epoch, streamed=streamed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -82,12 +82,13 @@ class Reader:
     dsn: str
     slot: str
     confirms: bool = True
+    options: Mapping[str, object] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     connections: int = 0
     gaps: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        settings = PostgresConfig.model_validate({"dsn": self.dsn, "slot": self.slot})
+        settings = PostgresConfig.model_validate({"dsn": self.dsn, "slot": self.slot, **self.options})
         log = structlog.get_logger()
         self.source = Source(settings, sink=self.take, log=log, on_connect=self.connected, on_gap=self.gaps.append)
 
@@ -139,10 +140,16 @@ class Reader:
 
 @asynccontextmanager
 async def reading(
-    db: Setup, *, start: int | None = None, confirms: bool = True, dsn: str | None = None, paused: bool = False
+    db: Setup,
+    *,
+    start: int | None = None,
+    confirms: bool = True,
+    dsn: str | None = None,
+    paused: bool = False,
+    **options: object,
 ) -> AsyncIterator[Reader]:
-    """Run a source on the database's slot; it ends in good order."""
-    reader = Reader(dsn or db.dsn, db.slot, confirms)
+    """Run a source on the database's slot; it ends in good order. ``options`` are further ones of ``[postgres]``."""
+    reader = Reader(dsn or db.dsn, db.slot, confirms, options)
     if paused:
         reader.source.pause()
     task = asyncio.ensure_future(reader.source.run(db.start if start is None else start, db.identity))

@@ -9,7 +9,7 @@ from cdcsync.config import MapConfig
 from cdcsync.errors import SourceError
 from cdcsync.mappers.compile import compile_mapper
 from cdcsync.model import Relation
-from cdcsync.wal.catalog import load_relation, primary_key
+from cdcsync.wal.catalog import copy_key, load_relation
 from cdcsync.wal.connect import connect
 from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.tuples import split_tuple
@@ -44,7 +44,7 @@ async def test_any_name(pg: str, name: str) -> None:
             await db.execute(f"INSERT INTO {table} VALUES (1, 'x')")
             await reader.commits_reach(1)
         described = await load_relation(connection, "public", name, "cdcsync")
-        assert await primary_key(connection, "public", name) == ("id",)
+        assert await copy_key(connection, described) == ("id",)
     (insert,) = reader.changes
     assert insert.relation == described
     assert insert.relation.table == config.table

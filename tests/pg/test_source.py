@@ -120,7 +120,7 @@ async def test_logical_messages(db: Setup) -> None:
     """A transactional message comes with its transaction or not at all; the other kind comes by itself."""
     if server_version(db.connection) < 140000:
         pytest.skip("messages came with PostgreSQL 14")
-    async with reading(db) as reader:
+    async with reading(db, messages=["p"]) as reader:
         await db.execute("""
             BEGIN;
             SELECT pg_logical_emit_message(false, 'p', 'alone');
