@@ -101,13 +101,16 @@ def run(
     *,
     config: ConfigOption = None,
     once: Annotated[bool, typer.Option("--once", help="Drain to the present position, then exit.")] = False,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="While another daemon has the state, wait, and take over when it is gone.")
+    ] = False,
 ) -> None:
     """Run the daemon."""
     from cdcsync.logs import set_up
     from cdcsync.service import Service
 
     loaded = _load(config)
-    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once)
+    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once, standby=standby)
     _run(service.run())
     if service.hanging():
         # Requests that a CRM does not answer: their threads would hold the process up for minutes, and all is written.
@@ -166,7 +169,7 @@ def pause(mapping: str, *, config: ConfigOption = None) -> None:
 
     loaded = _load(config)
     _known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path)
+    state = State.beside(loaded.state.path, loaded.state.mirror)
     state.pause(mapping, "paused by hand", time.time())
     state.close()
     typer.echo(f"{mapping} is paused; `cdcsync resume {mapping}` lets it go on")
@@ -179,7 +182,7 @@ def resume(mapping: str, *, config: ConfigOption = None) -> None:
 
     loaded = _load(config)
     _known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path)
+    state = State.beside(loaded.state.path, loaded.state.mirror)
     was = state.resume(mapping)
     state.close()
     typer.echo(f"{mapping} goes on" if was else f"{mapping} was not paused")

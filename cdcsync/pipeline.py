@@ -41,10 +41,17 @@ T = TypeVar("T")
 StreamEvent: TypeAlias = Begin | Change | Truncate | Commit | LogicalMessage | Progress
 
 TICK_SECONDS = 1.0
+FENCE_SECONDS = 5.0
+"""With a mirror: no request starts later than this after the mirror was last seen to be this daemon's."""
 COPY_ROOM = 20_000
 """Rows that a lane may have pending before a backfill waits."""
 RESUME_SHARE = 0.8
 """Of the budgets for memory and disk: below it, reading goes on."""
+
+
+def _clock() -> float:
+    """Return seconds that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Reader(Protocol):
@@ -115,6 +122,8 @@ class Pipeline:
     _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Pauses that are not written down yet: mapping → reason, Unix time."""
     _out_of_balance: set[str] = field(default_factory=set)
+    _owned: float = field(default_factory=_clock)
+    """When the state file and its mirror were last seen to be this daemon's."""
 
     def __post_init__(self) -> None:
         checkpoint = self.state.checkpoint()
@@ -327,6 +336,7 @@ class Pipeline:
         """Tick once a second."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            await self._confirm_ownership()
             await self.tick()
             for lane in self.lanes:
                 await lane.spill.keep_within(self.max_memory / len(self.lanes))
@@ -336,6 +346,16 @@ class Pipeline:
             self._file_size = await self.on_file(State.size)
             self._check_balance()
             self._watch_budgets()
+
+    async def _confirm_ownership(self) -> None:
+        """See that no other daemon has taken the state over; while that cannot be seen, nothing is sent for long."""
+        asked = _clock()
+        await self.on_file(State.confirm)
+        self._owned = asked
+
+    def may_send(self) -> bool:
+        """Whether requests may be sent: the state was this daemon's a moment ago."""
+        return not self.state.mirrored or _clock() - self._owned < FENCE_SECONDS
 
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""
