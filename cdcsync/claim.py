@@ -14,7 +14,7 @@ import os
 import socket
 from pathlib import Path
 
-from cdcsync.errors import StateError, StateHeldError
+from cdcsync.errors import StateError, StateHeldError, StateLostError
 
 
 class Claim:
@@ -58,7 +58,7 @@ class Claim:
         self._check(lock)
 
     def confirm(self) -> None:
-        """See that the locks are still those that others would take. Raises StateError where one was removed."""
+        """See that the locks are still those that others would take. Raises StateLostError where one was removed."""
         for lock in self._held:
             self._check(lock)
 
@@ -68,7 +68,7 @@ class Claim:
         except OSError:
             same = False
         if not same:
-            raise StateError(
+            raise StateLostError(
                 f"the lock file {lock} was removed or cannot be reached: another cdcsync might run beside this one",
                 hint="Never remove it; it needs no care. See that its storage is there, and start again.",
             )
@@ -78,6 +78,16 @@ class Claim:
         for descriptor in self._held.values():
             os.close(descriptor)
         self._held.clear()
+
+
+def held_by(place: Path) -> str | None:
+    """Say which process has a state file or mirror now; None if none has, or that cannot be seen."""
+    with contextlib.suppress(FileNotFoundError, PermissionError), lock_of(place).open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return holder(place)
+    return None
 
 
 def lock_of(place: Path) -> Path:

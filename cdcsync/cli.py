@@ -124,7 +124,11 @@ def status(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     from cdcsync.status_json import dumps
     from cdcsync.status_text import to_text
 
-    snapshot = _snapshot(_load(config))
+    loaded = _load(config)
+    snapshot = _snapshot(loaded)
+    active = _active_elsewhere(loaded)
+    if active is not None and not json:
+        typer.echo(f"Standing by: active is {active}; what follows is from the mirror.")
     typer.echo(dumps(snapshot) if json else to_text(snapshot))
     raise typer.Exit(EXIT_OK if snapshot.ready else EXIT_NOT_FINE)
 
@@ -304,12 +308,21 @@ def _snapshot(config: Config) -> Snapshot:
     live = ask_daemon(config)
     if live is not None:
         return live
-    state = State.read(config.state.path)
+    mirror = config.state.mirror if _active_elsewhere(config) is not None else None
+    state = State.read(mirror or config.state.path)
     watch = SlotWatch(config.postgres)
     _run(watch.look())
     snapshot = stored_snapshot(state, config, watch)
     state.close()
     return snapshot
+
+
+def _active_elsewhere(config: Config) -> str | None:
+    """Say which daemon has the mirror while none has this machine's state file, which then is an older copy."""
+    from cdcsync.claim import held_by
+
+    place = config.state
+    return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
 
 
 async def _connection(config: Config) -> psycopg.AsyncConnection[Any]:

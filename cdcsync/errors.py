@@ -76,6 +76,13 @@ class StateHeldError(StateError):
         self.holder = holder
 
 
+class StateLostError(StateError):
+    """Another process may have the state file by now."""
+
+    code = "state-lost"
+    exit_code = EXIT_TRY_LATER
+
+
 class MirrorError(StateError):
     """The mirror of the state file cannot be written, or another daemon has taken it over."""
 
