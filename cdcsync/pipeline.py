@@ -124,6 +124,7 @@ class Pipeline:
     _out_of_balance: set[str] = field(default_factory=set)
     _owned: float = field(default_factory=_clock)
     """When the state file and its mirror were last seen to be this daemon's."""
+    _connected: bool = False
 
     def __post_init__(self) -> None:
         checkpoint = self.state.checkpoint()
@@ -163,6 +164,7 @@ class Pipeline:
     def connected_anew(self) -> None:
         """Forget the transaction under way: the stream starts again behind the last commit that was confirmed."""
         self._transaction = _Transaction()
+        self._connected = True
 
     def _change(self, change: Change) -> None:
         transaction = self._transaction
@@ -353,9 +355,16 @@ class Pipeline:
         await self.on_file(State.confirm)
         self._owned = asked
 
-    def may_send(self) -> bool:
-        """Whether requests may be sent: the state was this daemon's a moment ago."""
-        return not self.state.mirrored or _clock() - self._owned < FENCE_SECONDS
+    def obstacle(self) -> str:
+        """Say why no request may be sent now, empty if one may: the slot and the state have to be this daemon's.
+
+        Who holds an old copy of the state learns from the slot that it is old, and only then may know what to send.
+        """
+        if not self._connected:
+            return "the slot has not been read since the start"
+        if self.state.mirrored and _clock() - self._owned >= FENCE_SECONDS:
+            return "the state's mirror does not answer"
+        return ""
 
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""

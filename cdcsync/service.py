@@ -177,6 +177,9 @@ class Service:
                 raise _Ended
         except BaseExceptionGroup as group:
             raise _first_error(group) from None
+        finally:
+            for lane in pipeline.lanes:  # a thread that waits for its turn would hold the process up for ever
+                lane.limiter.close()
 
     async def _settle(self, pipeline: Pipeline, source: Source, lanes: Sequence[asyncio.Task[None]]) -> None:
         source.pause()
@@ -207,7 +210,7 @@ class Service:
 
     def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
         loop = asyncio.get_running_loop()
-        limiter = _limiter(loop, name, crm, pipeline.may_send)
+        limiter = _limiter(loop, name, crm, pipeline.obstacle)
         destination = create(name, crm, limiter)
         return Lane(
             name,
@@ -327,7 +330,7 @@ async def forget_slot(config: Config) -> bool:
     return existed
 
 
-def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, may_send: Callable[[], bool]) -> Limiter:
+def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, obstacle: Callable[[], str]) -> Limiter:
     controller = RateController(
         ceiling=BURST_CEILING[crm.kind],
         daily_budget=crm.daily_budget,
@@ -337,7 +340,7 @@ def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, may_sen
     apart = (
         {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
     )
-    return Limiter(loop, controller, name, apart=apart, may_send=may_send)
+    return Limiter(loop, controller, name, apart=apart, obstacle=obstacle)
 
 
 def _tables(maps: Sequence[MapConfig]) -> dict[str, str | None]:

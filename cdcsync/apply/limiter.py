@@ -80,7 +80,7 @@ class Limiter:
     """Implements ``apply.base.Gate``: ``wait``, ``seen`` and ``refused`` may be called from any thread but the loop's.
 
     ``apart`` gives scopes with a quota of their own (HubSpot's ``search``) a controller of their own. While
-    ``may_send`` says no, nobody is let in.
+    ``obstacle`` gives a reason against sending, nobody is let in.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class Limiter:
         name: str,
         *,
         apart: Mapping[str, RateController] | None = None,
-        may_send: Callable[[], bool] = lambda: True,
+        obstacle: Callable[[], str] = str,
     ) -> None:
         self.name = name
-        self._may_send = may_send
+        self._obstacle = obstacle
         self._loop = loop
         self._main = _Valve(controller)
         self._apart = {scope: _Valve(own) for scope, own in (apart or {}).items()}
@@ -146,7 +146,7 @@ class Limiter:
             requests=self._requests,
             waiting=len(self._waiting),
             paused_for=pause.until - now if pause else None,
-            reason=pause.reason if pause else "" if self._may_send() else "the state's mirror does not answer",
+            reason=pause.reason if pause else self._obstacle(),
             quotas=tuple(_quota(window, controller) for window in controller.windows),
         )
 
@@ -160,7 +160,7 @@ class Limiter:
 
     async def _acquire(self, valve: _Valve) -> None:
         await valve.acquire(self._loop.time)
-        while not self._may_send():  # noqa: ASYNC110 — that time has passed is no event
+        while self._obstacle():  # noqa: ASYNC110 — that time has passed is no event
             await asyncio.sleep(SLOWEST_POLL)
         self._requests += 1
 

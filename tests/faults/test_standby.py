@@ -184,3 +184,32 @@ def test_nothing_is_sent_while_the_mirror_does_not_answer(pg: str, tmp_path: Pat
 def _says(shop: Stage, words: str) -> bool:
     snapshot = shop.snapshot()
     return snapshot is not None and all(words in (lane.last_error or "") for lane in snapshot.lanes)
+
+
+def test_an_old_copy_of_the_state_sends_nothing(pg: str, tmp_path: Path) -> None:
+    """With an old state, rows in its journal and no mirror, a daemon is stopped by the slot before its first request."""
+    with stage(tmp_path, pg) as shop:
+        old = shop.second()
+        shop.start()
+        shop.settled()
+        for crm in shop.sandboxes:
+            shop.fault(crm, {"kind": "refuse", "status": 503, "match": {}, "times": None})
+        shop.execute("UPDATE companies SET name = name || ' (old)'")
+        shop.wait(lambda: bool(shop.state("SELECT count(*) FROM journal WHERE job = 0")), "nothing waits")
+        with contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as now:
+            now.execute("VACUUM INTO ?", [str(tmp_path / "second.db")])
+        for crm in shop.sandboxes:
+            shop.mend(crm)
+        shop.execute("UPDATE companies SET name = name || ' (new)'")
+        shop.settled()
+        asked = {crm: len(shop.requests(crm, "POST", "")) for crm in shop.sandboxes}
+        old.start("--standby")
+        old.wait(lambda: not old.alive(), "the slot does not stop it")
+        assert shop.stop() == 0
+        assert old.daemon is not None
+        assert old.daemon.wait(60) == 1, old.log()
+        assert "ahead of what is durable here" in old.log()
+        assert {crm: len(shop.requests(crm, "POST", "")) for crm in shop.sandboxes} == asked
+        shop.start()
+        shop.settled()
+        shop.assert_converged()

@@ -175,11 +175,13 @@ def test_a_changed_rate_reaches_those_who_wait_already(running: LoopThread) -> N
 def test_nobody_is_let_in_while_sending_is_not_allowed(running: LoopThread) -> None:
     """A thread at the gate waits, the status says why, and it goes when sending is allowed again."""
     allowed = threading.Event()
-    limiter = Limiter(running.loop, RateController(ceiling=50.0, now=0.0), "crm", may_send=allowed.is_set)
+    limiter = Limiter(
+        running.loop, RateController(ceiling=50), "crm", obstacle=lambda: "" if allowed.is_set() else "not now"
+    )
     waiting = threading.Thread(target=limiter.wait)
     waiting.start()
     until(lambda: running.call(lambda: limiter.status().waiting) == 1)
-    assert running.call(lambda: limiter.status().reason) == "the state's mirror does not answer"
+    assert running.call(lambda: limiter.status().reason) == "not now"
     assert running.call(lambda: limiter.status().requests) == 0
     assert waiting.is_alive()
     allowed.set()
