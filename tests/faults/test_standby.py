@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -134,13 +135,21 @@ def _copying(shop: Stage) -> bool:
     return any(copy.rows for copy in copies) and any(copy.state != "done" for copy in copies)
 
 
-def test_two_daemons_on_one_machine_need_no_mirror(pg: str, tmp_path: Path) -> None:
-    """With one config and one state file the second waits for the first; asked to end, a waiting one ends with 0."""
-    with stage(tmp_path, pg) as shop:
+def test_two_daemons_on_one_machine_need_no_mirror(pg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one state file the second waits for the first, tells systemd so, and ends with 0 when it is asked to."""
+    with stage(tmp_path, pg) as shop, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         second = shop.second(machine=False)
         start_both(shop, second)
         assert second.stop() == 0, second.log()
+        name = f"cdcsync-{tmp_path.name}-{os.getpid()}"
+        systemd.bind(f"\0{name}")
+        systemd.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
         stand_by(second)
+        told = ""
+        while "READY=1" not in told:
+            told += systemd.recv(1000).decode() + "\n"
+        assert f"STATUS=Standing by; active is process {shop.daemon.pid if shop.daemon else 0} on " in told
         shop.settled()
         assert shop.daemon is not None
         assert shop.stop() == 0
@@ -187,7 +196,7 @@ def _says(shop: Stage, words: str) -> bool:
 
 
 def test_an_old_copy_of_the_state_sends_nothing(pg: str, tmp_path: Path) -> None:
-    """With an old state, rows in its journal and no mirror, a daemon is stopped by the slot before its first request."""
+    """With an old state, rows in its journal and no mirror, the slot stops a daemon before its first request."""
     with stage(tmp_path, pg) as shop:
         old = shop.second()
         shop.start()
