@@ -101,13 +101,16 @@ def run(
     *,
     config: ConfigOption = None,
     once: Annotated[bool, typer.Option("--once", help="Drain to the present position, then exit.")] = False,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="While another daemon has the state, wait, and take over when it is gone.")
+    ] = False,
 ) -> None:
     """Run the daemon."""
     from cdcsync.logs import set_up
     from cdcsync.service import Service
 
     loaded = _load(config)
-    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once)
+    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once, standby=standby)
     _run(service.run())
     if service.hanging():
         # Requests that a CRM does not answer: their threads would hold the process up for minutes, and all is written.
@@ -121,7 +124,11 @@ def status(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     from cdcsync.status_json import dumps
     from cdcsync.status_text import to_text
 
-    snapshot = _snapshot(_load(config))
+    loaded = _load(config)
+    snapshot = _snapshot(loaded)
+    active = _active_elsewhere(loaded)
+    if active is not None and not json:
+        typer.echo(f"Standing by: active is {active}; what follows is from the mirror.")
     typer.echo(dumps(snapshot) if json else to_text(snapshot))
     raise typer.Exit(EXIT_OK if snapshot.ready else EXIT_NOT_FINE)
 
@@ -173,7 +180,7 @@ def pause(mapping: str, *, config: ConfigOption = None) -> None:
 
     loaded = _load(config)
     _known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path)
+    state = State.beside(loaded.state.path, loaded.state.mirror)
     state.pause(mapping, "paused by hand", time.time())
     state.close()
     typer.echo(f"{mapping} is paused; `cdcsync resume {mapping}` lets it go on")
@@ -186,7 +193,7 @@ def resume(mapping: str, *, config: ConfigOption = None) -> None:
 
     loaded = _load(config)
     _known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path)
+    state = State.beside(loaded.state.path, loaded.state.mirror)
     was = state.resume(mapping)
     state.close()
     typer.echo(f"{mapping} goes on" if was else f"{mapping} was not paused")
@@ -308,12 +315,21 @@ def _snapshot(config: Config) -> Snapshot:
     live = ask_daemon(config)
     if live is not None:
         return live
-    state = State.read(config.state.path)
+    mirror = config.state.mirror if _active_elsewhere(config) is not None else None
+    state = State.read(mirror or config.state.path)
     watch = SlotWatch(config.postgres)
     _run(watch.look())
     snapshot = stored_snapshot(state, config, watch)
     state.close()
     return snapshot
+
+
+def _active_elsewhere(config: Config) -> str | None:
+    """Say which daemon has the mirror while none has this machine's state file, which then is an older copy."""
+    from cdcsync.claim import held_by
+
+    place = config.state
+    return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
 
 
 async def _connection(config: Config) -> psycopg.AsyncConnection[Any]:

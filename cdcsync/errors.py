@@ -68,6 +68,28 @@ class StateError(CdcsyncError):
     exit_code = EXIT_NOT_FINE
 
 
+class StateHeldError(StateError):
+    """Another process has the state file now; ``holder`` says which, in words."""
+
+    def __init__(self, message: str, *, holder: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.holder = holder
+
+
+class StateLostError(StateError):
+    """Another process may have the state file by now."""
+
+    code = "state-lost"
+    exit_code = EXIT_TRY_LATER
+
+
+class MirrorError(StateError):
+    """The mirror of the state file cannot be written, or another daemon has taken it over."""
+
+    code = "state-mirror"
+    exit_code = EXIT_TRY_LATER
+
+
 class DestinationError(CdcsyncError):
     """Base of the whole-request answers of a CRM. Per-record answers are ``model.Outcome``."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -29,9 +30,11 @@ class Notifier:
         """Say that the service is ending."""
         self._send("STOPPING=1")
 
-    def alive(self) -> None:
-        """Feed the watchdog."""
-        self._send("WATCHDOG=1")
+    async def keep_alive(self) -> None:
+        """Feed the watchdog for ever, as long as the event loop turns."""
+        while True:
+            self._send("WATCHDOG=1")
+            await asyncio.sleep(min(1.0, self.watchdog_seconds or 1.0))
 
     def status(self, text: str) -> None:
         """Show one line in ``systemctl status``."""

@@ -43,8 +43,15 @@ T = TypeVar("T")
 StreamEvent: TypeAlias = Begin | Change | Truncate | Commit | LogicalMessage | Progress
 
 TICK_SECONDS = 1.0
+FENCE_SECONDS = 5.0
+"""With a mirror: no request starts later than this after the mirror was last seen to be this daemon's."""
 RESUME_SHARE = 0.8
 """Of the budgets for memory and disk: below it, reading goes on."""
+
+
+def _clock() -> float:
+    """Return seconds that go on while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Reader(Protocol):
@@ -111,6 +118,9 @@ class Pipeline:
     _told: set[tuple[str, str]] = field(default_factory=set)
     """Drift that was logged: mapping, reason."""
     _out_of_balance: set[str] = field(default_factory=set)
+    _owned: float = field(default_factory=_clock)
+    """When the state file and its mirror were last seen to be this daemon's."""
+    _connected: bool = False
 
     def __post_init__(self) -> None:
         checkpoint = self.state.checkpoint()
@@ -149,6 +159,7 @@ class Pipeline:
     def connected_anew(self) -> None:
         """Forget the transaction under way: the stream starts again behind the last commit that was confirmed."""
         self._transaction = _Transaction()
+        self._connected = True
 
     def _change(self, change: Change) -> None:
         transaction = self._transaction
@@ -317,6 +328,7 @@ class Pipeline:
         """Tick once a second."""
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            await self._confirm_ownership()
             await self.tick()
             for lane in self.lanes:
                 await lane.spill.keep_within(self.max_memory / len(self.lanes))
@@ -327,6 +339,23 @@ class Pipeline:
             self._file_size = await self.on_file(State.size)
             self._check_balance()
             self._watch_budgets()
+
+    async def _confirm_ownership(self) -> None:
+        """See that no other daemon has taken the state over; while that cannot be seen, nothing is sent for long."""
+        asked = _clock()
+        await self.on_file(State.confirm)
+        self._owned = asked
+
+    def obstacle(self) -> str:
+        """Say why no request may be sent now, empty if one may: the slot and the state have to be this daemon's.
+
+        Who holds an old copy of the state learns from the slot that it is old, and only then may know what to send.
+        """
+        if not self._connected:
+            return "the slot has not been read since the start"
+        if self.state.mirrored and _clock() - self._owned >= FENCE_SECONDS:
+            return "the state's mirror does not answer"
+        return ""
 
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""

@@ -12,7 +12,7 @@ import faulthandler
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -21,6 +21,7 @@ import structlog
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
+from cdcsync.claim import Claim
 from cdcsync.config import Config, CrmConfig, HubspotConfig
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceUnavailableError, StateError
@@ -33,6 +34,7 @@ from cdcsync.pipeline import Pipeline
 from cdcsync.report import SlotWatch, live_snapshot
 from cdcsync.resync import copy_condition
 from cdcsync.route import Route
+from cdcsync.standby import stand_by
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
 from cdcsync.wal.connect import Connection, connect
@@ -42,6 +44,7 @@ from cdcsync.wal.source import Source
 SETTLE_SECONDS = 20.0
 """How long a stop waits for what is in flight; it is taken up at the next start anyway."""
 ONCE_POLL = 0.05
+REPORT_SECONDS = 1.0
 BURST_CEILING = {"salesforce": 25.0, "hubspot": 19.0}
 """Requests a second until the CRM's own headers have said more."""
 SEARCH_CEILING = 4.0
@@ -54,17 +57,41 @@ class _Ended(Exception):  # noqa: N818 — not an error: the way out of the task
 class Service:
     """One run of the daemon."""
 
-    def __init__(self, config: Config, log: structlog.typing.FilteringBoundLogger, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        log: structlog.typing.FilteringBoundLogger,
+        *,
+        once: bool = False,
+        standby: bool = False,
+    ) -> None:
         self.config = config
         self.log = log
         self.once = once
+        self.standby = standby
         self.started = time.time()
         self.stopping = asyncio.Event()
         self.notifier = Notifier()
 
     async def run(self) -> None:
-        """Run until stopped (or, with ``once``, until the CRMs are as the database was at the start)."""
-        state = await asyncio.to_thread(State.open, self.config.state.path)
+        """Run until stopped (or, with ``once``, until the CRMs are as the database was at the start).
+
+        With ``standby``, wait first until no other daemon has the state.
+        """
+        beating = asyncio.create_task(self.notifier.keep_alive())
+        try:
+            await self._run_with_state()
+        finally:
+            beating.cancel()
+
+    async def _run_with_state(self) -> None:
+        place = self.config.state
+        claim = await self._stand_by() if self.standby else None
+        if self.stopping.is_set():
+            if claim is not None:
+                claim.release()
+            return
+        state = await asyncio.to_thread(State.open, place.path, place.mirror, claim)
         try:
             types: dict[int, int] = {}
             identity, found = await prepare(self.config, state, self.log, types)
@@ -75,6 +102,11 @@ class Service:
                 pipeline.close()
         finally:
             state.close()
+
+    async def _stand_by(self) -> Claim | None:
+        place = self.config.state
+        with self._signals(asyncio.get_running_loop()):
+            return await stand_by(place.path, place.mirror, self.stopping, self.notifier, self.log)
 
     @staticmethod
     def hanging() -> bool:
@@ -147,6 +179,9 @@ class Service:
                 raise _Ended
         except BaseExceptionGroup as group:
             raise _first_error(group) from None
+        finally:
+            for lane in pipeline.lanes:  # a thread that waits for its turn would hold the process up for ever
+                lane.limiter.close()
 
     async def _settle(self, pipeline: Pipeline, source: Source, lanes: Sequence[asyncio.Task[None]]) -> None:
         source.pause()
@@ -167,12 +202,10 @@ class Service:
 
     async def _report(self, pipeline: Pipeline, source: Source, watch: SlotWatch) -> None:
         """Keep systemd informed."""
-        interval = min(1.0, self.notifier.watchdog_seconds or 1.0)
         while True:
             snapshot = live_snapshot(pipeline, source, self.config, watch, self.started)
             self.notifier.status(snapshot.sentence)
-            self.notifier.alive()
-            await asyncio.sleep(interval)
+            await asyncio.sleep(REPORT_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
         return await connect(self.config.postgres.dsn)
@@ -194,7 +227,7 @@ class Service:
 
     def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
         loop = asyncio.get_running_loop()
-        limiter = _limiter(loop, name, crm)
+        limiter = _limiter(loop, name, crm, pipeline.obstacle)
         destination = create(name, crm, limiter)
         return Lane(
             name,
@@ -300,7 +333,7 @@ async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) 
     Returns whether there was no slot before. Raises as ``prepare``.
     """
     name = config.postgres.slot
-    state = State.open(config.state.path)
+    state = State.open(config.state.path, config.state.mirror)
     try:
         async with await connect(config.postgres.dsn) as connection:
             existed = (await slot.show_slot(connection, name)).exists
@@ -321,7 +354,7 @@ async def forget_slot(config: Config) -> bool:
 
     Returns whether there was a slot.
     """
-    state = State.open(config.state.path)
+    state = State.open(config.state.path, config.state.mirror)
     try:
         async with await connect(config.postgres.dsn) as connection:
             existed = (await slot.show_slot(connection, config.postgres.slot)).exists
@@ -333,7 +366,7 @@ async def forget_slot(config: Config) -> bool:
     return existed
 
 
-def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limiter:
+def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, obstacle: Callable[[], str]) -> Limiter:
     controller = RateController(
         ceiling=BURST_CEILING[crm.kind],
         daily_budget=crm.daily_budget,
@@ -343,7 +376,7 @@ def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limi
     apart = (
         {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
     )
-    return Limiter(loop, controller, name, apart=apart)
+    return Limiter(loop, controller, name, apart=apart, obstacle=obstacle)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

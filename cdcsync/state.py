@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cdcsync.backlog import COLD
+from cdcsync.claim import Claim
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Checkpoint, CopyState, DriftMark, Identity, Job, Known, Reject, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
@@ -45,9 +46,9 @@ class State:
         self._shapes: dict[int, tuple[str, ...]] = {}
 
     @classmethod
-    def open(cls, path: Path) -> State:
-        """Open or create the file for writing, alone. Raises StateError when it cannot be used."""
-        return cls(StateFile.open(path))
+    def open(cls, path: Path, mirror: Path | None = None, claim: Claim | None = None) -> State:
+        """Open or create the file for writing, alone. Raises StateError when it or its mirror cannot be used."""
+        return cls(StateFile.open(path, mirror, claim))
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -55,13 +56,22 @@ class State:
         return cls(StateFile.read(path))
 
     @classmethod
-    def beside(cls, path: Path) -> State:
+    def beside(cls, path: Path, mirror: Path | None = None) -> State:
         """Open an existing file for a small change beside a running daemon. Raises StateError."""
-        return cls(StateFile.beside(path))
+        return cls(StateFile.beside(path, mirror))
 
     def close(self) -> None:
         """Close the file and release the lock."""
         self._db.close()
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether the file has a mirror, so that another machine may take over."""
+        return self._db.mirrored
+
+    def confirm(self) -> None:
+        """See that the file is still this daemon's. Raises StateError where another one may write, or has written."""
+        self._db.confirm()
 
     # --- identity and checkpoint
 

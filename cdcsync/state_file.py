@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
+import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from cdcsync.errors import StateError
+from cdcsync.claim import Claim
+from cdcsync.errors import MirrorError, StateError
+from cdcsync.lineage import Lineage, next_revision
+from cdcsync.state_mirror import Mirror
 from cdcsync.state_schema import COPIES, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
 
 class StateFile:
-    """An open SQLite database of ours. ``alone`` is whether no other process may open it for the daemon."""
+    """An open SQLite database of ours, and its mirror where it has one."""
 
-    def __init__(self, db: sqlite3.Connection, path: Path, lock: IO[str] | None) -> None:
+    def __init__(
+        self, db: sqlite3.Connection, path: Path, *, mirror: Mirror | None = None, claim: Claim | None = None
+    ) -> None:
         self._db = db
         self.path = path
-        self._lock = lock
+        self._mirror = mirror
+        self._claim = claim
+        self._writer = secrets.token_hex(4) if claim is not None else None
 
     @classmethod
-    def open(cls, path: Path) -> StateFile:
-        """Open or create the file for writing, alone. Raises StateError when it cannot be used."""
+    def open(cls, path: Path, mirror: Path | None = None, claim: Claim | None = None) -> StateFile:
+        """Open or create the file for writing, alone, and bring it and its mirror to the newer state of the two.
+
+        ``claim`` is the right to do so, if it was taken before; ``close`` gives it back. Raises StateError when a file
+        cannot be used, StateHeldError while another process has it, MirrorError when the mirror is to blame.
+        """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            claim = claim or Claim.take(path, mirror)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             path.chmod(0o600)
             db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except OSError as error:
+            if claim is not None:
+                claim.release()
             raise StateError(
                 f"cannot open the state file {path}: {error.strerror}",
                 hint="Give the daemon's user a writable directory in [state] path.",
             ) from error
-        file = cls(db, path, lock)
+        file = cls(db, path, claim=claim)
         try:
-            file._prepare()
+            file._prepare(mirror)
         except sqlite3.DatabaseError as error:
             file.close()
             raise _damaged(path, error) from error
@@ -55,9 +68,9 @@ class StateFile:
                 f"there is no state file at {path}", hint="Has `cdcsync run` been started with this config?"
             )
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-        file = cls(db, path, None)
+        file = cls(db, path)
         try:
-            file._check_version(oldest=SCHEMA_VERSION)
+            _check_version(db, path, oldest=SCHEMA_VERSION)
         except StateError:
             file.close()
             raise
@@ -67,46 +80,78 @@ class StateFile:
         return file
 
     @classmethod
-    def beside(cls, path: Path) -> StateFile:
+    def beside(cls, path: Path, mirror: Path | None = None) -> StateFile:
         """Open an existing file for a small change beside a running daemon. Raises StateError."""
         cls.read(path).close()
-        return cls(sqlite3.connect(path, isolation_level=None, timeout=10), path, None)
+        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        return cls(db, path, mirror=Mirror.beside(mirror) if mirror is not None else None)
 
     def close(self) -> None:
-        """Close the file and release the lock."""
+        """Close the files and release the locks."""
         self._db.close()
-        if self._lock is not None:
-            self._lock.close()
+        if self._mirror is not None:
+            self._mirror.close()
+        if self._claim is not None:
+            self._claim.release()
 
     @property
     def alone(self) -> bool:
-        """Whether this process holds the lock."""
-        return self._lock is not None
+        """Whether this process holds the locks."""
+        return self._claim is not None
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether each transaction goes to a mirror, too."""
+        return self._mirror is not None
 
     def execute(self, statement: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> sqlite3.Cursor:
         """Run one statement; one that writes belongs into a ``transaction``."""
-        return self._db.execute(statement, values)
+        cursor = self._db.execute(statement, values)
+        if self._mirror is not None and cursor.description is None:  # it gives no rows, so it writes
+            self._mirror.execute(statement, values)
+        return cursor
 
-    def executemany(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+    def executemany(self, statement: str, rows: Collection[Sequence[Any]]) -> None:
         """Run a writing statement for each of ``rows``, in a ``transaction``."""
         self._db.executemany(statement, rows)
+        if self._mirror is not None and rows:
+            self._mirror.executemany(statement, rows)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """Write whole or not at all. Raises StateError (disk full, locked by another process for long, …)."""
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except BaseException as error:
-            if self._db.in_transaction:
+        """Write whole or not at all. Raises StateError (disk full, locked by another process for long, …).
+
+        The mirror's commit comes first: the mirror is what fails more easily, and then neither file has changed. A
+        crash between the two leaves the mirror ahead, and the next start, wherever it is, goes on from there.
+        """
+        with self._written():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                if self._mirror is not None:
+                    self._mirror.begin(self.meta("revision"))
+                yield
+                self.set_meta("revision", next_revision(self.meta("revision"), self._writer))
+                if self._mirror is not None:
+                    self._mirror.commit()
+                self._db.execute("COMMIT")
+            finally:
+                if self._mirror is not None:
+                    self._mirror.roll_back()
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    def confirm(self) -> None:
+        """See that the files are still this daemon's. Raises StateError where another one may write, or has written."""
+        if self._claim is not None:
+            self._claim.confirm()
+        if self._mirror is None:
+            return
+        with self._written():
+            self._db.execute("BEGIN IMMEDIATE")  # so that no command beside us is between its two commits
+            try:
+                self._mirror.confirm(self.meta("revision"))
+            finally:
                 self._db.execute("ROLLBACK")
-            if not isinstance(error, sqlite3.Error):
-                raise
-            raise StateError(
-                f"cannot write the state file {self.path}: {error}",
-                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
-            ) from error
 
     def meta(self, key: str) -> str | None:
         """Return a setting of the table ``meta``."""
@@ -117,22 +162,74 @@ class StateFile:
         """Write a setting, in a ``transaction``."""
         self.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def _prepare(self) -> None:
+    # --- inside
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StateError(
+                f"cannot write the state file {self.path}: {error}",
+                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
+            ) from error
+
+    def _prepare(self, mirror: Path | None) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         # FULL: what is confirmed to PostgreSQL must survive a power cut, not only a crash of the process.
         self._db.execute("PRAGMA synchronous = FULL")
+        if _has_tables(self._db):
+            _check_version(self._db, self.path)
+        known = _has_tables(self._db) and self.meta("mirrored") is not None
+        other = Mirror.open(mirror, known=known) if mirror is not None else None
+        try:
+            if other is not None and self._older_than(other):
+                other.copy_to(self._db)
+            self._check_and_create()
+            if other is not None and not self._equals(other):
+                other.fill(self._db)
+        except BaseException:
+            if other is not None:
+                other.close()
+            raise
+        self._mirror = other
+        self._migrate()
+        self._begin()
+
+    def _older_than(self, other: Mirror) -> bool:
+        """Whether the mirror holds what this file lacks. Raises MirrorError if neither went on from the other."""
+        if not _has_tables(other.db):
+            return False
+        _check_version(other.db, other.path)
+        if _is_blank(self._db):
+            return True
+        ours, theirs = self._lineage(), other.lineage()
+        if ours is not None and theirs is not None and theirs.contains(ours):
+            return theirs != ours
+        if _is_blank(other.db) or (ours is not None and theirs is not None and ours.contains(theirs)):
+            return False
+        raise MirrorError(
+            f"the state file {self.path} and its mirror {other.path} have gone separate ways: neither is a copy of the "
+            "other",
+            hint="If they belong together, keep the one that the slot was last confirmed from, and move the other away "
+            "(in place of a mirror, leave an empty file). See docs/standby.md.",
+        )
+
+    def _equals(self, other: Mirror) -> bool:
+        lineage = self._lineage()
+        return lineage is not None and _has_tables(other.db) and other.lineage() == lineage
+
+    def _check_and_create(self) -> None:
         if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
             raise _damaged(self.path, None)
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if tables == 0:
+        if not _has_tables(self._db):
             with self.transaction():
                 for statement in (SCHEMA + COPIES).split(";"):
                     self.execute(statement)
                 self.set_meta("schema_version", str(SCHEMA_VERSION))
-        self._migrate()
 
     def _migrate(self) -> None:
-        version = self._check_version()
+        version = _check_version(self._db, self.path)
         while version < SCHEMA_VERSION:
             with self.transaction():
                 for statement in MIGRATIONS[version].split(";"):
@@ -140,36 +237,47 @@ class StateFile:
                 version += 1
                 self.set_meta("schema_version", str(version))
 
-    def _check_version(self, oldest: int = 1) -> int:
-        version = int(self.meta("schema_version") or 0)
-        if version == 0:
-            raise StateError(
-                f"{self.path} is not a state file of cdcsync", hint="Point [state] path at a file of its own."
-            )
-        if version > SCHEMA_VERSION:
-            raise StateError(
-                f"the state file {self.path} was written by a newer cdcsync (schema {version}, this one knows "
-                f"{SCHEMA_VERSION})",
-                hint="Upgrade cdcsync; an older one must not touch the file.",
-            )
-        if version < oldest:
-            raise StateError(
-                f"the state file {self.path} is of an older cdcsync", hint="Start `cdcsync run` of this version first."
-            )
-        return version
+    def _begin(self) -> None:
+        """Write down that a new writer begins: from here on, older copies know that they are."""
+        lineage = self._lineage() or Lineage((), 0)
+        with self.transaction():
+            self.set_meta("writers", lineage.followed_by(self._writer or "").writers_text)
+            if self._mirror is not None:
+                self.set_meta("mirrored", "1")
+            else:
+                self.execute("DELETE FROM meta WHERE key = 'mirrored'")
+
+    def _lineage(self) -> Lineage | None:
+        return Lineage.parse(self.meta("writers"), self.meta("revision"))
 
 
-def _lock(path: Path) -> IO[str]:
-    lock = path.with_name(path.name + ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
+def _has_tables(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+
+
+def _is_blank(db: sqlite3.Connection) -> bool:
+    """Whether a file holds nothing of worth: it never belonged to a slot, and knows no mapping."""
+    if not _has_tables(db):
+        return True
+    bound = db.execute("SELECT count(*) FROM meta WHERE key IN ('identity', 'intended_slot')").fetchone()[0]
+    return not bound and not db.execute("SELECT count(*) FROM mapping").fetchone()[0]
+
+
+def _check_version(db: sqlite3.Connection, path: Path, oldest: int = 1) -> int:
+    row = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    if row is None:
+        raise StateError(f"{path} is not a state file of cdcsync", hint="Point [state] path at a file of its own.")
+    version = int(row[0])
+    if version > SCHEMA_VERSION:
         raise StateError(
-            f"another cdcsync is running with the state file {path}",
-            hint="Stop it first, or give this one its own [state] path and slot.",
-        ) from error
-    return lock
+            f"the state file {path} was written by a newer cdcsync (schema {version}, this one knows {SCHEMA_VERSION})",
+            hint="Upgrade cdcsync; an older one must not touch the file.",
+        )
+    if version < oldest:
+        raise StateError(
+            f"the state file {path} is of an older cdcsync", hint="Start `cdcsync run` of this version first."
+        )
+    return version
 
 
 def _damaged(path: Path, error: Exception | None) -> StateError:

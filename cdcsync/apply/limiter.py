@@ -79,7 +79,8 @@ class _Valve:
 class Limiter:
     """Implements ``apply.base.Gate``: ``wait``, ``seen`` and ``refused`` may be called from any thread but the loop's.
 
-    ``apart`` gives scopes with a quota of their own (HubSpot's ``search``) a controller of their own.
+    ``apart`` gives scopes with a quota of their own (HubSpot's ``search``) a controller of their own. While
+    ``obstacle`` gives a reason against sending, nobody is let in.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Limiter:
         name: str,
         *,
         apart: Mapping[str, RateController] | None = None,
+        obstacle: Callable[[], str] = str,
     ) -> None:
         self.name = name
+        self._obstacle = obstacle
         self._loop = loop
         self._main = _Valve(controller)
         self._apart = {scope: _Valve(own) for scope, own in (apart or {}).items()}
@@ -143,7 +146,7 @@ class Limiter:
             requests=self._requests,
             waiting=len(self._waiting),
             paused_for=pause.until - now if pause else None,
-            reason=pause.reason if pause else "",
+            reason=pause.reason if pause else self._obstacle(),
             quotas=tuple(_quota(window, controller) for window in controller.windows),
         )
 
@@ -157,6 +160,8 @@ class Limiter:
 
     async def _acquire(self, valve: _Valve) -> None:
         await valve.acquire(self._loop.time)
+        while self._obstacle():  # noqa: ASYNC110 — that time has passed is no event
+            await asyncio.sleep(SLOWEST_POLL)
         self._requests += 1
 
     def _see(self, windows: Sequence[Window]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import parse_qs, urlsplit
 
-from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, PlainValidator, Tag
+from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, PlainValidator, Tag, ValidationInfo
 
 from cdcsync.config.secret import FORMS, Secret
 from cdcsync.config.table import Duration, Size, Table
@@ -70,11 +70,20 @@ class BatchConfig(Table):
     """Memory for pending rows; beyond it they live in the journal alone."""
 
 
+def _apart(mirror: Path, info: ValidationInfo) -> Path:
+    if mirror == info.data.get("path"):
+        msg = "the mirror is a second file: give it a path of its own, on other storage"
+        raise ValueError(msg)
+    return mirror
+
+
 class StateConfig(Table):
     """Where cdcsync keeps what it must not forget."""
 
     path: Annotated[Path, Field(strict=False)] = Path("/var/lib/cdcsync/state.db")
     """The state file (SQLite)."""
+    mirror: Annotated[Annotated[Path, Field(strict=False)], AfterValidator(_apart)] | None = None
+    """A second copy on other storage, written in each transaction, for a standby to take over (docs/standby.md)."""
     max_journal: Size = 10 << 30
     """Disk for rows that wait; beyond it the stream is left unread."""
 

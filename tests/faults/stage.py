@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,12 @@ class Stage:
     status_url: str
     daemon: subprocess.Popen[bytes] | None = None
     starts: int = field(default=0)
+    name: str = "daemon"
 
     def start(self, *options: str) -> None:
         """Start the daemon."""
         arguments = ("cdcsync", "run", "-c", str(self.config), *options)
-        self.daemon = self.children.start(f"daemon-{self.starts}", *arguments)
+        self.daemon = self.children.start(f"{self.name}-{self.starts}", *arguments)
         self.starts += 1
 
     def kill(self) -> None:
@@ -66,7 +67,17 @@ class Stage:
 
     def log(self) -> str:
         """Return the end of the last daemon's log."""
-        return self.children.tail(f"daemon-{self.starts - 1}")
+        return self.children.tail(f"{self.name}-{self.starts - 1}")
+
+    def second(self, *, machine: bool = True) -> Stage:
+        """Return the same stage with another daemon: on a machine of its own, or beside the first with its config."""
+        if not machine:
+            return replace(self, daemon=None, starts=0, name="second")
+        listen = f"127.0.0.1:{_free_port()}"
+        text = self.config.read_text(encoding="utf-8").replace(self.status_url[7:-1], listen)
+        config = self.directory / "second.toml"
+        config.write_text(text.replace("/state.db", "/second.db"), encoding="utf-8")
+        return replace(self, daemon=None, starts=0, name="second", config=config, status_url=f"http://{listen}/")
 
     def snapshot(self) -> Snapshot | None:
         """Return the daemon's status, None while it does not answer."""

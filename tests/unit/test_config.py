@@ -62,6 +62,7 @@ max_memory   = "64MB"
 
 [state]
 path         = "/tmp/state.db"
+mirror       = "/shared/state.db"
 max_journal  = "1GB"
 
 [status]

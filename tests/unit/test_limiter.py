@@ -170,3 +170,20 @@ def test_a_changed_rate_reaches_those_who_wait_already(running: LoopThread) -> N
         limiter.seen([Window("10 s", 10_000, 9_999, 10.0)])
         waiter.result(10)
     assert limiter.status().requests == 2
+
+
+def test_nobody_is_let_in_while_sending_is_not_allowed(running: LoopThread) -> None:
+    """A thread at the gate waits, the status says why, and it goes when sending is allowed again."""
+    allowed = threading.Event()
+    limiter = Limiter(
+        running.loop, RateController(ceiling=50), "crm", obstacle=lambda: "" if allowed.is_set() else "not now"
+    )
+    waiting = threading.Thread(target=limiter.wait)
+    waiting.start()
+    until(lambda: running.call(lambda: limiter.status().waiting) == 1)
+    assert running.call(lambda: limiter.status().reason) == "not now"
+    assert running.call(lambda: limiter.status().requests) == 0
+    assert waiting.is_alive()
+    allowed.set()
+    waiting.join(10)
+    assert running.call(lambda: limiter.status().requests) == 1
