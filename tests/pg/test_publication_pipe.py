@@ -29,7 +29,7 @@ async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxTh
     await it.make_slot()
     async with it.running():
         with psycopg.connect(pg, autocommit=True) as connection:
-            large = dict(connection.execute("SELECT id::text, large FROM t").fetchall())
+            large: dict[str, str] = dict(connection.execute("SELECT id::text, large FROM t").fetchall())
         await it.shows({"1": large["1"]})
         execute(pg, "UPDATE t SET live = true WHERE id IN (2, 3)", "UPDATE t SET live = false WHERE id = 1")
         await it.shows({"2": large["2"], "3": large["3"]})
@@ -56,6 +56,7 @@ async def test_stored_generated_columns_reach_the_crm(pg: str, hubspot_sandbox: 
         with pytest.raises(SourceError, match="column name is generated, which is sent from PostgreSQL 18 on"):
             await it.once()
         return
+    await it.once()  # publishes the column; a row written before that comes without it
     async with it.running():
         execute(pg, "INSERT INTO t VALUES (2, 'b')", "UPDATE t SET part = 'c' WHERE id = 1")
         await it.shows({"1": "c!", "2": "b!"})
