@@ -21,7 +21,8 @@ from cdcsync.wal.published import load_publication, quoted
 _UNIQUE = """
     SELECT EXISTS (
         SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %s
-        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
+        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
+          AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
           AND i.indpred IS NULL
     )
 """

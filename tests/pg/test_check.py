@@ -139,6 +139,13 @@ async def test_a_key_that_is_not_unique_is_found(pg: str, database: psycopg.Conn
     assert crosses(await check_source(settings)) == []
 
 
+async def test_a_deferrable_key_is_found(pg: str, database: psycopg.Connection[Any]) -> None:
+    """Two rows may share such a key inside a transaction, and the stream could not tell which of them moves on."""
+    database.execute("ALTER TABLE customers DROP CONSTRAINT customers_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
+    database.execute("ALTER TABLE customers REPLICA IDENTITY FULL")
+    assert "overwrite each other" in (await only_cross(config(pg))).message
+
+
 @pytest.fixture
 def role(pg: str, database: psycopg.Connection[Any]) -> Iterator[str]:
     """Give a role that may log in and nothing else."""
