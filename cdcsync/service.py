@@ -22,6 +22,7 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
+from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceUnavailableError, StateError
 from cdcsync.lane import THREAD_PREFIX, Lane
@@ -30,7 +31,6 @@ from cdcsync.notify import Notifier
 from cdcsync.page import serve as serve_page
 from cdcsync.pipeline import Pipeline
 from cdcsync.report import SlotWatch, live_snapshot
-from cdcsync.resync import copy_condition
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
