@@ -11,7 +11,7 @@ from cdcsync.config import Config, MapConfig
 from cdcsync.errors import CdcsyncError
 from cdcsync.mappers.compile import compile_mapper
 from cdcsync.model import Relation
-from cdcsync.wal.catalog import load_relation, load_types, rows
+from cdcsync.wal.catalog import copy_key, load_relation, load_types, rows
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.identity import identity_problems
 
@@ -92,4 +92,8 @@ async def _readable(connection: Connection, one: MapConfig, relation: Relation) 
             message=f"row security hides rows of {one.table} from this role, though the stream would show them",
             hint=f"ALTER ROLE {role} BYPASSRLS; or backfill = false",
         )
-    return Finding(subject, ok=True, message="the table is readable")
+    try:
+        key = await copy_key(connection, relation)
+    except CdcsyncError as error:
+        return Finding(subject, ok=False, message=error.message, hint=error.hint)
+    return Finding(subject, ok=True, message=f"the table is readable, in the order of {', '.join(key)}")
