@@ -68,7 +68,7 @@ async def test_rows_written_before_their_table_was_published(prepared_server: Em
 
 
 async def test_a_users_publication_limits_the_copy_too(pg: str) -> None:
-    """Rows that its row filter leaves out, and columns that are not in its list, are not read; nor what nobody asked."""
+    """Rows that its row filter leaves out, and columns that are not in its list, are not read, nor unasked ones."""
     execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, name text, secret text)",
