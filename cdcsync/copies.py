@@ -71,7 +71,7 @@ class Surroundings(Protocol):
         """Ask the state file right after a tick, before anything else is written."""
 
 
-class _Paused(Exception):  # noqa: N818 — not an error: the way out of a copy whose mapping was paused
+class Paused(Exception):  # noqa: N818 — not an error: the way out of a copy whose mapping was paused
     """The copy lets others go before."""
 
 
@@ -200,7 +200,7 @@ class Copies:
                 continue
             try:
                 await self._run(copy, connect, make)
-            except _Paused:
+            except Paused:
                 continue
             except SourceUnavailableError as error:
                 self._log.warning("copy interrupted", map=copy.route.name, reason=error.message)
@@ -243,7 +243,7 @@ class Copies:
         """Wait until few rows can go; those that are held may wait for the very rows that are still to be copied."""
         while True:
             if copy.route.paused:
-                raise _Paused
+                raise Paused
             counted = [route.backlog for route in copy.lane.routes if not route.paused]
             if not self._around.full and sum(backlog.moving for backlog in counted) <= COPY_ROOM:
                 return
