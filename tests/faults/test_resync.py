@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psycopg
+
 from tests.faults.stage import Stage, stage
 from tests.faults.test_cli import LIVE, assert_equal, run
 
@@ -117,3 +119,45 @@ def test_a_condition_that_fails_later_ends_only_its_own_resync(pg: str, tmp_path
         shop.execute("UPDATE companies SET name = 'Again' WHERE id = 1")
         shop.settled()
         shop.assert_converged()
+
+
+def test_a_table_comes_into_the_config_and_leaves_it(pg: str, tmp_path: Path) -> None:
+    """Its copy waits for who wrote before it was published, and says so; one that is taken out is published no more."""
+    with stage(tmp_path, pg) as shop:
+        full = shop.config.read_text(encoding="utf-8")
+        head, one, *_ = full.split("[[map]]")
+        shop.config.write_text(f"{head}[[map]]{one}", encoding="utf-8")
+        assert run(shop, "run", "--once").code == 0
+        assert published(shop) == {"companies"}
+
+        shop.config.write_text(full, encoding="utf-8")
+        with psycopg.connect(pg) as writer:
+            writer.execute("UPDATE orders SET title = 'Unseen' WHERE id = 1")
+            shop.start()
+            shop.wait(lambda: waits(shop, "orders:hubspot.deals") != "", "the copy does not wait")
+            assert f"process {writer.info.backend_pid}" in waits(shop, "orders:hubspot.deals")
+            assert "transactions that wrote to the table before" in run(shop, "status").out
+            shop.wait(lambda: waits(shop, "companies:hubspot.companies") == "", "companies wait, too")
+        shop.settled()
+        shop.assert_converged()
+        assert published(shop) == {"companies", "customers", "orders"}
+        assert shop.stop() == 0
+
+        shop.config.write_text(f"{head}[[map]]{one}", encoding="utf-8")
+        shop.start()
+        shop.wait(lambda: shop.snapshot() is not None, "the daemon does not come back")
+        assert published(shop) == {"companies"}
+        assert shop.state("SELECT count(*) FROM copy WHERE mapping <> 'companies:salesforce.Account'") == 0
+        assert shop.stop() == 0
+
+
+def published(shop: Stage) -> set[str]:
+    """Name the tables that the publication covers."""
+    return {str(name) for (name,) in shop.execute("SELECT tablename::text FROM pg_publication_tables")}
+
+
+def waits(shop: Stage, mapping: str) -> str:
+    """Return what a mapping's copy waits for, in words."""
+    snapshot = shop.snapshot()
+    found = [entry.backfill.waits_for for entry in snapshot.maps if entry.name == mapping] if snapshot else []
+    return next(filter(None, found), "")
