@@ -200,6 +200,32 @@ def resume(mapping: str, *, config: ConfigOption = None) -> None:
 
 
 @app.command()
+def resync(
+    mapping: str,
+    *,
+    config: ConfigOption = None,
+    where: Annotated[str | None, typer.Option("--where", help="Only rows that meet this condition (SQL).")] = None,
+    key: Annotated[list[str] | None, typer.Option("--key", help="Only the row with this key; may be repeated.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take, and stop there.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Read a mapping's rows again and make the CRM equal to them; says first what that may cost."""
+    from cdcsync import resync as resyncs
+    from cdcsync.report import ask_daemon
+
+    loaded = _load(config)
+    _known_mapping(loaded, mapping)
+    if where is not None and key:
+        raise typer.BadParameter("give --where or --key, not both")
+    wanted = resyncs.Request(mapping, where, tuple(key or ()))
+    request, prediction = _run(resyncs.predict(loaded, wanted, ask_daemon(loaded)))
+    if not dry_run:
+        resyncs.ask(loaded, request, prediction)
+    as_json = resyncs.to_json(request, prediction, requested=not dry_run)
+    typer.echo(as_json if json else resyncs.to_text(prediction, requested=not dry_run))
+
+
+@app.command()
 def sandbox(
     crm: Annotated[str, typer.Argument(help="salesforce, hubspot, or both.")] = "both",
     *,

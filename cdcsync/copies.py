@@ -21,14 +21,18 @@ from operator import methodcaller
 from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
+from psycopg import sql
 
 from cdcsync.coalesce import Event
+from cdcsync.config import MapConfig
 from cdcsync.entries import CopyState, Tick
 from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
 from cdcsync.lane import Lane
 from cdcsync.model import Change, ChangeKind, Position, Relation
 from cdcsync.route import Route
 from cdcsync.state import State
+from cdcsync.wal.connect import Connection
+from cdcsync.wal.published import load_publication
 from cdcsync.wal.snapshot import Backfill, Connect, Cursor
 
 T = TypeVar("T")
@@ -67,7 +71,7 @@ class Surroundings(Protocol):
         """Ask the state file right after a tick, before anything else is written."""
 
 
-class _Paused(Exception):  # noqa: N818 — not an error: the way out of a copy whose mapping was paused
+class Paused(Exception):  # noqa: N818 — not an error: the way out of a copy whose mapping was paused
     """The copy lets others go before."""
 
 
@@ -198,7 +202,7 @@ class Copies:
                 continue
             try:
                 await self._run(copy, connect, make)
-            except _Paused:
+            except Paused:
                 continue
             except SourceUnavailableError as error:
                 self._log.warning("copy interrupted", map=copy.route.name, reason=error.message)
@@ -255,7 +259,7 @@ class Copies:
         """Wait until few rows can go; those that are held may wait for the very rows that are still to be copied."""
         while True:
             if copy.route.paused:
-                raise _Paused
+                raise Paused
             counted = [route.backlog for route in copy.lane.routes if not route.paused]
             if not self._around.full and sum(backlog.moving for backlog in counted) <= COPY_ROOM:
                 return
@@ -325,3 +329,23 @@ class Copies:
 def _gone(route: Route, key: str) -> bool:
     """Whether a record that nobody met is to be deleted under this key, and not under one that its row moved to."""
     return route.backlog.owes(key) or not route.backlog.knows(key)
+
+
+async def copy_condition(
+    connection: Connection, publication: str, mapping: MapConfig, entry: CopyState | None = None
+) -> str | None:
+    """Return which rows of a mapping's table a copy reads, in SQL; None for all.
+
+    Those that the stream would carry, by the mapping's ``where`` and the publication's row filter, and of these what
+    the copy was asked for.
+    """
+    published = await load_publication(connection, publication)
+    conditions = [mapping.where, published.tables.get(mapping.table) if published is not None else None]
+    if entry is not None:
+        conditions.append(entry.condition)
+    if entry is not None and entry.keys:
+        keys = sql.SQL(", ").join(map(sql.Literal, entry.keys))
+        chosen = sql.SQL("{} IN ({})").format(sql.Identifier(mapping.key_column), keys)
+        conditions.append(chosen.as_string(connection))
+    given = [condition for condition in conditions if condition]
+    return " AND ".join(f"({condition}\n)" for condition in given) or None

@@ -57,7 +57,9 @@ QUOTA_GAUGES = (
 MAP_GAUGES = (
     ("map_pending_rows", "pending", "Rows of the mapping that are not settled."),
     ("map_rejected_rows", "rejected", "Rows of the mapping that are parked."),
-    ("map_backfill_rows", "backfill.rows", "Rows that the first copy has read."),
+    ("map_backfill_rows", "backfill.rows", "Rows that the mapping's last copy has read."),
+    ("map_backfill_estimated_rows", "backfill.estimate", "Rows that the copy is expected to read."),
+    ("map_backfill_left_seconds", "backfill.seconds_left", "Time that the rest of the copy will take."),
 )
 MAP_COUNTERS = (("map_changes_applied", "applied", "Row changes of the mapping that the CRM holds."),)
 

@@ -133,7 +133,7 @@ def _arrow(figure: str, caption: str) -> str:
 
 
 def _maps(maps: Sequence[MapStatus]) -> str:
-    header = ("Mapping", "Table", "To", "#Pending", "#Rejected", "#Applied", "First copy")
+    header = ("Mapping", "Table", "To", "#Pending", "#Rejected", "#Applied", "Copy")
     rows = [
         (entry.name, entry.table, entry.target, entry.pending, entry.rejected, entry.applied, _copied(entry))
         for entry in maps
@@ -142,10 +142,14 @@ def _maps(maps: Sequence[MapStatus]) -> str:
 
 
 def _copied(entry: MapStatus) -> str:
-    fraction = entry.backfill.fraction
-    if entry.backfill.state != "copying":
-        return entry.backfill.state
-    return f"{entry.backfill.rows:,} rows" if fraction is None else f"{fraction:.0%}, {entry.backfill.rows:,} rows"
+    copy = entry.backfill
+    if copy.state != "copying":
+        return copy.state if copy.waits_for is None else f"{copy.state} for {copy.waits_for}"
+    words = [] if copy.fraction is None else [f"{copy.fraction:.0%}"]
+    words.append(f"{copy.rows:,} rows")
+    if copy.seconds_left is not None:
+        words.append(f"{duration(copy.seconds_left)} left")
+    return ", ".join(words)
 
 
 def _rejects(maps: Sequence[MapStatus]) -> str:

@@ -23,6 +23,7 @@ from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
 from cdcsync.config import Config, CrmConfig, HubspotConfig
+from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceUnavailableError, StateError
 from cdcsync.guard import Finding, Guard, publish, survey
@@ -32,7 +33,6 @@ from cdcsync.notify import Notifier
 from cdcsync.page import serve as serve_page
 from cdcsync.pipeline import Pipeline
 from cdcsync.report import SlotWatch, live_snapshot
-from cdcsync.resync import copy_condition
 from cdcsync.route import Route
 from cdcsync.standby import stand_by
 from cdcsync.state import State
@@ -219,7 +219,8 @@ class Service:
         try:
             async with await self._connect() as connection:
                 relation = await self._relation(connection, route.table)
-                where = await copy_condition(connection, self.config.postgres.publication, route.config, entry)
+                mapping = route.config.model_copy(update={"table": route.table})
+                where = await copy_condition(connection, self.config.postgres.publication, mapping, entry)
                 key = await catalog.copy_key(connection, relation)
         except psycopg.OperationalError as error:
             raise SourceUnavailableError(" ".join(str(error).split())) from error

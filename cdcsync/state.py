@@ -425,6 +425,11 @@ class State:
                 )
         return found
 
+    def records(self, mapping: str) -> int:
+        """Count the records that the CRM is known to hold because we wrote them."""
+        query = "SELECT count(*) FROM ledger WHERE mapping = ? AND NOT (lsn = 0 AND ordinal = 0)"
+        return int(self._db.execute(query, (self._mapping_id(mapping),)).fetchone()[0])
+
     def reject_keys(self, mapping: str) -> set[str]:
         """Return the keys of the parked rows."""
         rows = self._db.execute("SELECT key FROM reject WHERE mapping = ?", (self._mapping_id(mapping),))

@@ -215,7 +215,7 @@ class Snapshot:
 
     @property
     def in_step(self) -> bool:
-        """Whether Postgres is connected, every CRM is in step, no first copy is under way and no mapping paused."""
+        """Whether Postgres is connected, every CRM is in step, no copy is under way and no mapping paused."""
         copied = all(entry.backfill.state in ("none", "done") and entry.paused is None for entry in self.maps)
         return self.source.connected and copied and all(lane.in_step for lane in self.lanes)
 
@@ -269,7 +269,8 @@ def _waiting(paused: Sequence[MapStatus]) -> str:
 def _copying(entry: MapStatus) -> str:
     fraction = entry.backfill.fraction
     done = f"{entry.backfill.rows:,} rows" if fraction is None else f"{fraction:.0%}"
-    return f"{entry.table} to {entry.target} ({done})"
+    left = entry.backfill.seconds_left
+    return f"{entry.table} to {entry.target} ({done}{'' if left is None else f', {duration(left)} left'})"
 
 
 def count(number: int, noun: str) -> str:

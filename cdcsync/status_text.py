@@ -14,6 +14,7 @@ def to_text(snapshot: Snapshot) -> str:
     parts += _notes(snapshot.lanes)
     parts += ["", table(MAP_HEADER, map(_map, snapshot.maps))]
     parts += [f"  {entry.name} is paused: {entry.paused}" for entry in snapshot.maps if entry.paused is not None]
+    parts += [_copy(entry) for entry in snapshot.maps if entry.backfill.state in {"copying", "waiting"}]
     rejects = [row for entry in snapshot.maps for row in _rejects(entry)]
     if rejects:
         parts += ["", table(REJECT_HEADER, rejects)]
@@ -61,7 +62,7 @@ LANE_HEADER = (
     "no-op",
     "as of LSN",
 )
-MAP_HEADER = ("mapping", "table", "to", "pending", "rejected", "applied", "first copy")
+MAP_HEADER = ("mapping", "table", "to", "pending", "rejected", "applied", "copy")
 REJECT_HEADER = ("rejected in", "code", "field", "rows")
 
 
@@ -111,6 +112,17 @@ def _map(entry: MapStatus) -> tuple[str, ...]:
     copied = entry.backfill.state if fraction is None else f"{entry.backfill.state} {fraction:.0%}"
     numbers = (f"{number:,}" for number in (entry.pending, entry.rejected, entry.applied))
     return (entry.name, entry.table, entry.target, *numbers, copied)
+
+
+def _copy(entry: MapStatus) -> str:
+    """Say why a mapping's rows are copied, how far that is, and what keeps it."""
+    copy = entry.backfill
+    words = [f"{copy.rows:,} of about {copy.estimate:,} rows" if copy.estimate else f"{copy.rows:,} rows"]
+    if copy.seconds_left is not None:
+        words.append(f"{duration(copy.seconds_left)} left")
+    if copy.waits_for is not None:
+        words.append(f"waits for {copy.waits_for}")
+    return f"  {entry.name} copy ({copy.reason or 'first copy'}): {', '.join(words)}"
 
 
 def _rejects(entry: MapStatus) -> list[tuple[str, ...]]:

@@ -12,7 +12,15 @@ from cdcsync.errors import CdcsyncError
 from cdcsync.mappers.compile import compile_mapper
 from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.model import Relation
-from cdcsync.wal.catalog import generated_columns, load_leaves, load_relation, load_types, rows, server_version
+from cdcsync.wal.catalog import (
+    copy_key,
+    generated_columns,
+    load_leaves,
+    load_relation,
+    load_types,
+    rows,
+    server_version,
+)
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.coverage import filter_problems, generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
@@ -99,4 +107,8 @@ async def _readable(connection: Connection, one: MapConfig, relation: Relation) 
             message=f"row security hides rows of {one.table} from this role, though the stream would show them",
             hint=f"ALTER ROLE {role} BYPASSRLS; or backfill = false",
         )
-    return Finding(subject, ok=True, message="the table is readable")
+    try:
+        key = await copy_key(connection, relation)
+    except CdcsyncError as error:
+        return Finding(subject, ok=False, message=error.message, hint=error.hint)
+    return Finding(subject, ok=True, message=f"the table is readable, in the order of {', '.join(key)}")

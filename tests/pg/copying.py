@@ -32,7 +32,7 @@ def execute(dsn: str, *statements: str) -> list[tuple[Any, ...]]:
 
 
 class SlotStream:
-    """A slot ``s`` and a publication ``p`` of all tables; ``poll`` delivers what is committed and not delivered yet."""
+    """A slot ``s`` and a publication ``p``; ``poll`` delivers what is committed and not delivered yet."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -41,10 +41,10 @@ class SlotStream:
         self.position = 0
 
     @classmethod
-    async def open(cls, dsn: str) -> Self:
+    async def open(cls, dsn: str, published: str = "FOR ALL TABLES") -> Self:
         """Create publication and slot."""
         connection = await connect(dsn)
-        await connection.execute("CREATE PUBLICATION p FOR ALL TABLES")
+        await connection.execute(f"CREATE PUBLICATION p {published}".encode())
         await connection.execute("SELECT pg_create_logical_replication_slot(current_database() || '_s', 'pgoutput')")
         return cls(connection)
 

@@ -257,3 +257,16 @@ async def test_parents_by_key_are_checked_in_salesforce(pg: str, salesforce_sand
     assert len(found) == 1, found
     assert "Nmae__c" in found[0]
     assert any("LastName" in finding.subject + finding.message for finding in findings)
+
+
+async def test_a_table_without_an_order_to_copy_it_in(pg: str, database: psycopg.Connection[tuple[Any, ...]]) -> None:
+    """The key that the mapping needs may be unique and yet no order for a copy; check says so, and what helps."""
+    database.execute("CREATE TABLE loose (id int UNIQUE, email text); ALTER TABLE loose REPLICA IDENTITY FULL")
+    loose: dict[str, Any] = {"table": "loose", "fields": {"email": "email"}}
+    cross = await only_cross(config(pg, **loose))
+    assert cross.subject.endswith("copy of existing rows")
+    assert "no order to read it in" in cross.message
+    assert 'ALTER TABLE "public"."loose" ADD PRIMARY KEY' in cross.hint
+    assert not crosses(await check_source(config(pg, **loose, backfill=False)))
+    database.execute("ALTER TABLE loose ALTER id SET NOT NULL")
+    assert not crosses(await check_source(config(pg, **loose)))

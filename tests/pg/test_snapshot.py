@@ -1,4 +1,4 @@
-"""The first copy on a real server: exact bytes, keys of all kinds, interruptions, refusals."""
+"""A copy on a real server: exact bytes, keys of all kinds, interruptions, refusals."""
 
 from __future__ import annotations
 

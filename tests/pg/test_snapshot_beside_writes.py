@@ -1,4 +1,4 @@
-"""The first copy while others write, truncate, and commit without being visible."""
+"""A copy while others write, truncate, and commit without being visible."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import datetime as dt
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cdcsync.apply.base import Finding, Limits, Wanted
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.config import MapConfig
-from cdcsync.copies import COPY_ROOM, Copy
+from cdcsync.copies import COPY_ROOM, Copy, Paused
 from cdcsync.entries import CopyState, Known
 from cdcsync.errors import StateError
 from cdcsync.lane import Lane
@@ -401,6 +401,62 @@ def test_an_interrupted_sweep_is_done_at_the_next_start(tmp_path: Path) -> None:
             assert at.crm.keys("Account") == {"copied", "streamed", "later"}
             assert at.state.copied("companies")
             assert not at.state.met(resumed.entry.id)
+
+    run(work)
+
+
+def test_a_copied_row_is_written_down_before_it_is_sent(tmp_path: Path) -> None:
+    """After a crash in a request, a row that is back to what the ledger knows is sent all the same."""
+    crm = MemoryCrm()
+    crashed = tmp_path / "crashed"
+    crashed.mkdir()
+
+    def crash(*_: object) -> None:
+        with (
+            contextlib.closing(sqlite3.connect(tmp_path / "state.db")) as now,
+            contextlib.closing(sqlite3.connect(crashed / "state.db")) as then,
+        ):
+            now.backup(then)
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.commit(insert(COMPANIES, "1", "old"))
+            await at.settled()
+            copy = await at.under_way("companies")
+            await at.pipeline.tick()
+            crm.judge = crash
+            at.pipeline.copies._emit(copy, [values(COMPANIES, "1", "new")], Cursor(("1",), 1, 1))
+            await at.settled()
+            crm.judge = lambda *_: None
+        async with bench(crashed, companies(backfill=True), crm=crm) as at:
+            at.commit(update(COMPANIES, ["1", "new"], ["1", "old"]))
+            await at.settled()
+            assert crm.records["Account", "1"]["Name"] == "old"
+
+    run(work)
+
+
+def test_a_paused_mapping_lets_other_copies_go_first(tmp_path: Path) -> None:
+    """Its copy stops between two chunks, reads nothing, and goes on at its cursor when the pause is lifted."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), people(backfill=True)) as at:
+            at.pipeline.plan_copies()
+            first, second = at.pipeline.copies.of("companies"), at.pipeline.copies.of("people")
+            assert first is not None
+            assert second is not None
+            first.route.paused = "by the test"
+            with pytest.raises(Paused):
+                await at.pipeline.copies._room(first)
+            for copy in (first, second):
+                copy.entry, copy.dirty = replace(copy.entry, read=True), True  # there is nothing left to read
+            await at.pipeline.tick()
+            await at.run_copies()
+            assert at.state.copied("people")
+            assert not at.state.copied("companies")
+            first.route.paused = None
+            await at.run_copies()
+            assert at.state.copied("companies")
 
     run(work)
 
