@@ -144,16 +144,16 @@ class Copies:
     # --- what the stream brings
 
     def note(
-        self, route: Route, relation: Relation, keys: Sequence[str | None], xid: int, *, partial: bool = False
+        self, route: Route, shape: Relation | None, keys: Sequence[str | None], xid: int, *, partial: bool = False
     ) -> None:
-        """Note a streamed change of a mapping by its keys, before and after."""
+        """Note a streamed change of a mapping by its keys, before and after, and the table's ``shape`` if it is new."""
         copy = self._by_mapping.get(route.name)
         if copy is None or not copy.entry.started:
             return
         copy.meet(keys)
         if copy.backfill is not None:
-            if relation.oid == copy.shape.oid:  # and not a partition's, which has another order of columns
-                copy.backfill.relation = relation
+            if shape is not None and shape.oid == copy.shape.oid:  # not a partition's, with its own order of columns
+                copy.backfill.relation = shape
             for key in set(keys) - {None}:
                 copy.backfill.note(str(key), xid, partial=partial)
 

@@ -102,15 +102,18 @@ class CopyState:
 class Seen:
     """A mapping's table as it was when it fitted last.
 
-    ``meaning`` is that of the mapping then; ``types`` are the builtin type oids of the mapped columns; ``publication``
-    is what identifies the table's membership in the publication (``wal.sight``).
+    ``meaning`` is that of the mapping then; ``types`` are the builtin type oids of the mapped columns, ``columns`` what
+    identifies their definitions; ``publication`` is what identifies the table's membership in the publication
+    (``wal.sight``). What was committed before ``lsn`` may have had another shape.
     """
 
     meaning: str
     table: str
     oid: int
     types: Mapping[str, int]
+    columns: Mapping[str, str]
     publication: str
+    lsn: int
 
 
 @dataclass(slots=True)

@@ -74,10 +74,12 @@ class Finding:
             return None
         if relation.oid != seen.oid:
             return "the table was made anew"
-        if self.route.drift_mark == "passed over":
+        if self.route.passes_over:
             return "the table did not fit the mapping for a while"
         if seen.publication != self.sight.publication:
             return "the publication was altered, and rows written meanwhile are lost to the stream"
+        if any(self.sight.columns.get(name, definition) != definition for name, definition in seen.columns.items()):
+            return "a mapped column was defined anew, which may change all rows without a word in the stream"
         return "the mapping was changed" if seen.meaning != self.route.config.meaning else None
 
 
@@ -229,9 +231,9 @@ class Guard:
 
     def _adopt(self, one: Finding, gap: str | None = None) -> None:
         """Let a mapping work on its table as it is now, and compare the CRM with it where rows may be missing."""
-        reason, relation = gap or one.why_compare, one.sight.relation
-        if relation is None or one.sight.publication is None:
+        reason = gap or one.why_compare
+        if one.sight.relation is None or one.sight.publication is None:
             return
         if one.accepted is not None:
             self._log.warning("the table has changed", map=one.route.name, reason=one.accepted.reason)
-        self._pipeline.adopt(one.route, relation, one.sight.publication, reason)
+        self._pipeline.adopt(one.route, one.sight, reason)

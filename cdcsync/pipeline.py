@@ -38,6 +38,7 @@ from cdcsync.model import (
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.decode import split_tuple
+from cdcsync.wal.sight import TableSight
 
 T = TypeVar("T")
 StreamEvent: TypeAlias = Begin | Change | Truncate | Commit | LogicalMessage | Progress
@@ -174,9 +175,27 @@ class Pipeline:
 
     def _reads(self, route: Route, relation: Relation) -> bool:
         """Whether rows of this shape mean something to a mapping; it is judged once."""
-        if route.drift_mark != "passed over" and (drift := route.drift(relation)) is not None:
+        if route.passes_over:
+            return False
+        if self._is_older(route):
+            return self._reads_older(route, relation)
+        if (drift := route.drift(relation)) is not None:
             self.drift(route, drift)
-        return route.drift_mark != "passed over"
+        return not route.passes_over
+
+    def _is_older(self, route: Route) -> bool:
+        """Whether what is received now was written before the table was seen to fit: its shape may be an older one."""
+        return route.seen is not None and self._transaction.commit_lsn < route.seen.lsn
+
+    def _reads_older(self, route: Route, relation: Relation) -> bool:
+        """Read what was written before the table became what it is; compare it where that is not possible."""
+        if route.reads_older(relation):
+            return True
+        reason = "rows were written in a shape that the mapping cannot read"
+        if (route.name, reason) not in self._told:
+            self._told.add((route.name, reason))
+            self.resync(route, reason)
+        return False
 
     def _served_by(self, relation: Relation) -> list[tuple[Lane, Route]]:
         """Return the mappings of a table, by whatever name, and of the partitioned tables that it is part of."""
@@ -200,7 +219,8 @@ class Pipeline:
             image = complete_from_old(change)
             key = mapper.key_of(image)
             partial = b"u" in image and ABSENT in split_tuple(image)
-        self.copies.note(route, change.relation, (key, old_key), self._transaction.xid, partial=partial)
+        shape = None if self._is_older(route) else change.relation
+        self.copies.note(route, shape, (key, old_key), self._transaction.xid, partial=partial)
         if key is None and old_key is not None:  # the row has lost its key: to the CRM it is gone
             change, key = Change(ChangeKind.DELETE, change.relation, None, change.old), old_key
         if key is None:
@@ -239,12 +259,12 @@ class Pipeline:
         self._drifted.append((route.name, route.drift_mark))
         self._pause(route, f"{drift.reason}; {drift.hint}")
 
-    def adopt(self, route: Route, relation: Relation, publication: str, compare: str | None) -> None:
+    def adopt(self, route: Route, sight: TableSight, compare: str | None) -> None:
         """Take a table, as it is, for the mapping's; ``compare`` is why the CRM has to be compared with all of it."""
         # Rows count from here on; what comes before the copy has begun, it would not see otherwise.
         route.drift_mark = None
         self._drifted = [entry for entry in self._drifted if entry[0] != route.name]
-        seen = route.fit(relation, publication)
+        seen = route.fit(sight)
         self._served.clear()
         if compare is not None and route.config.backfill:
             self.resync(route, compare)

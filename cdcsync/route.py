@@ -47,6 +47,7 @@ class Route:
     applied: int = 0
     _mappers: dict[Relation, RowMapper] = field(default_factory=dict)
     _recent: tuple[Relation, RowMapper] | None = None
+    _older: set[Relation] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.config.name)
@@ -67,6 +68,11 @@ class Route:
     def table(self) -> str:
         """``schema.name`` of the table as it was last seen: it may have been renamed."""
         return self.seen.table if self.seen is not None else self.config.table
+
+    @property
+    def passes_over(self) -> bool:
+        """Whether the table's rows mean nothing to the mapping for now."""
+        return self.drift_mark == "passed over"
 
     def is_of(self, relation: Relation) -> bool:
         """Whether this is the mapping's table: the same one under another name, and another one under the same."""
@@ -121,17 +127,30 @@ class Route:
             return drift
         return replace(drift, readable=True)
 
-    def fit(self, relation: Relation, publication: str) -> Seen:
-        """Take a table's shape for the one that the mapping is meant for; returns what is to be remembered of it."""
+    def reads_older(self, relation: Relation) -> bool:
+        """Whether rows can be read that were written before the table was taken for what it is now.
+
+        They may lack columns that came later; those are left alone, and sent when the table is compared.
+        """
+        self._older.add(relation)
+        try:
+            self.mapper(relation)
+        except ConfigError:
+            return False
+        return True
+
+    def fit(self, sight: TableSight) -> Seen:
+        """Take a table as it is for the one that the mapping is meant for; returns what is to be remembered of it."""
+        relation = sight.relation
+        assert relation is not None  # noqa: S101 — for the type checker; who calls has seen it
+        types = mapped_types(self.config, relation, self.types)
+        columns = {name: sight.columns[name] for name in types}
         self.seen = Seen(
-            self.config.meaning,
-            relation.table,
-            relation.oid,
-            mapped_types(self.config, relation, self.types),
-            publication,
+            self.config.meaning, relation.table, relation.oid, types, columns, sight.publication or "", sight.lsn
         )
         return self.seen
 
     def applicable(self, relation: Relation) -> MapConfig:
         """Return the mapping as far as the table has its columns, if it is to go on with what is left."""
-        return what_is_left(self.config, relation) if self.config.on_drift == "warn" else self.config
+        lenient = self.config.on_drift == "warn" or relation in self._older
+        return what_is_left(self.config, relation) if lenient else self.config

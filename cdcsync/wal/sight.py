@@ -5,7 +5,8 @@ The stream is silent on all of this until the next row comes, and on some of it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from cdcsync.errors import SourceError
@@ -31,6 +32,16 @@ _MEMBERSHIP: Final = """
         )
     ))
     FROM pg_publication p WHERE p.pubname = %(name)s
+"""
+
+_DEFINITIONS: Final = """
+    SELECT attname, concat_ws(' ', attnum, xmin) FROM pg_attribute
+    WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped
+"""
+
+_POSITION: Final = """
+    SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END
+            - '0/0')::int8
 """
 
 # Vacuum and statistics leave these rows as they are; every other change gives them another transaction id.
@@ -59,12 +70,15 @@ class TableSight:
     """A table as it is. ``relation`` is None if there is none of that name, nor of the oid known before.
 
     ``unfit`` says why publishing it breaks its applications, with the remedy. ``publication`` identifies its
-    membership in the publication: None without one, another text after each change of it.
+    membership in the publication: None without one, another text after each change of it. So do ``columns`` for the
+    definition of each. ``lsn``: what was committed before it may have had another shape.
     """
 
     relation: Relation | None
     unfit: str | None = None
     publication: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    lsn: int = 0
 
 
 async def look(connection: Connection, publication: str, table: str, oid: int = 0) -> TableSight:
@@ -81,10 +95,11 @@ async def look(connection: Connection, publication: str, table: str, oid: int = 
     stored = current is not None and current.generated
     problems = await identity_problems(connection, [relation.table], stored=stored)
     unfit = "; ".join(map(str, problems)) or None
-    if current is None or relation.table not in current.tables:
-        return TableSight(relation, unfit)
-    membership = await rows(connection, _MEMBERSHIP, {"oid": relation.oid, "name": publication})
-    return TableSight(relation, unfit, membership[0][0] if membership else None)
+    covered = current is not None and relation.table in current.tables
+    membership = await rows(connection, _MEMBERSHIP, {"oid": relation.oid, "name": publication}) if covered else []
+    columns = dict(await rows(connection, _DEFINITIONS, [relation.oid]))
+    ((lsn,),) = await rows(connection, _POSITION)
+    return TableSight(relation, unfit, membership[0][0] if membership else None, columns, lsn)
 
 
 async def fingerprint(connection: Connection, publication: str, tables: list[str], oids: list[int]) -> str:

@@ -37,6 +37,7 @@ class Scene:
     policy: str = "pause"
     fields: dict[str, Any] = field(default_factory=lambda: dict(FIELDS))
     table: str = "t"
+    key: str = "id"
 
     def config(self) -> Config:
         slot = psycopg.conninfo.conninfo_to_dict(self.dsn)["dbname"]
@@ -51,7 +52,7 @@ class Scene:
                     "name": "t",
                     "table": self.table,
                     "to": "hubspot.companies",
-                    "key": {"company_id": "id"},
+                    "key": {"company_id": self.key},
                     "fields": self.fields,
                     "on_drift": self.policy,
                 },
@@ -452,6 +453,86 @@ async def test_a_dropped_publication_is_an_alarm_and_a_comparison(scene: Scene, 
         scene.execute(*gap)
         async with scene.running():
             await _after_gap(scene)
+
+
+IN_PLACE = {
+    "rewritten": "ALTER TABLE t ALTER COLUMN name TYPE text USING upper(name)",
+    "made anew": "ALTER TABLE t DROP COLUMN name, ADD COLUMN name text DEFAULT 'NEW'",
+}
+
+
+@pytest.mark.parametrize("down", [False, True], ids=["streaming", "down"])
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+async def test_a_column_that_changes_in_place_is_compared(scene: Scene, change: str, *, down: bool) -> None:
+    """DDL changes all rows without a word in the stream: the table is read again."""
+    expected = {"1": "ONE", "2": "TWO"} if "upper" in change else {"1": "NEW", "2": "NEW"}
+    async with scene.running():
+        await in_step(scene)
+        if not down:
+            scene.execute(change)
+            await scene.until("name", **expected)
+    if down:
+        scene.execute(change)
+        async with scene.running():
+            await scene.until("name", **expected)
+    assert scene.paused() is None
+
+
+LATER = {
+    "added": (
+        "ALTER TABLE t ADD COLUMN site text DEFAULT 'x.com'",
+        {"name": "name", "domain": "site"},
+        {"1": "A", "3": "C"},
+        {"1": "x.com", "3": "x.com"},
+    ),
+    "renamed": (
+        "ALTER TABLE t RENAME COLUMN domain TO site",
+        {"name": "name", "domain": "site"},
+        {"1": "A", "3": "C"},
+        {"1": "one.com", "3": "c.com"},
+    ),
+    "retyped": (
+        "ALTER TABLE t ALTER COLUMN name TYPE int USING 7",
+        {"name": "name", "domain": "note"},
+        {"1": "7", "3": "7"},
+        {"1": "n.com", "3": "n.com"},
+    ),
+}
+"""What happens to the table, the mapping's fields afterwards, and what the CRM is to hold then."""
+
+
+@pytest.mark.parametrize("policy", ["pause", "fail"])
+@pytest.mark.parametrize("later", LATER.values(), ids=LATER)
+async def test_table_and_mapping_may_change_together_while_unread_rows_wait(
+    scene: Scene, policy: str, later: tuple[str, dict[str, str], dict[str, str], dict[str, str]]
+) -> None:
+    """Rows written in the old shape are no drift to the new mapping: they are read as far as they go."""
+    change, fields, names, domains = later
+    scene.policy = policy
+    async with scene.running():
+        await in_step(scene)
+    scene.execute("UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
+    scene.execute("INSERT INTO t VALUES ('3', 'C', 'c.com', 'n.com')", "UPDATE t SET note = 'n.com'", change)
+    scene.fields = fields
+    async with scene.running():
+        await scene.until("name", **names)
+        await scene.until("domain", **domains)
+    assert scene.paused() is None
+
+
+async def test_a_key_that_moves_to_another_column_with_unread_rows_is_compared(scene: Scene) -> None:
+    """Rows that the new mapping cannot read by their key are made up for by a comparison."""
+    async with scene.running():
+        await in_step(scene)
+    scene.execute(
+        "UPDATE t SET name = 'A' WHERE id = '1'",
+        "DELETE FROM t WHERE id = '2'",
+        "ALTER TABLE t RENAME COLUMN id TO code",
+    )
+    scene.key = "code"
+    async with scene.running():
+        await scene.until("name", **{"1": "A"})
+    assert scene.paused() is None
 
 
 async def test_a_changed_mapping_is_compared(scene: Scene) -> None:

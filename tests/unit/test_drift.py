@@ -31,7 +31,7 @@ def relation(types: dict[str, int], *, oid: int = 7, table: str = "t", key: bool
 
 WHOLE = {"id": INT4, "name": TEXT, "size": INT4, "owner": INT4}
 BEFORE = mapped_types(mapping(), relation({**WHOLE, "note": TEXT}), TYPES)
-SEEN = Seen("", "public.t", 7, BEFORE, "1")
+SEEN = Seen("", "public.t", 7, BEFORE, {}, "1", 0)
 
 
 def test_only_mapped_columns_count() -> None:
