@@ -86,3 +86,4 @@ class Tick:
     backfills: list[tuple[str, BackfillState]] = field(default_factory=list)
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
+    timeline: int | None = None  # of the server, on which ``position`` was received; None: as before

@@ -50,6 +50,9 @@ RESUME_SHARE = 0.8
 class Reader(Protocol):
     """What the pipeline needs of ``wal.source.Source``."""
 
+    timeline: int | None
+    """The server's timeline, on which everything so far was received."""
+
     def confirm(self, lsn: int) -> None:
         """Report an LSN as durable."""
 
@@ -129,6 +132,11 @@ class Pipeline:
         self.lanes.append(lane)
         for route in lane.routes:
             self._routes.setdefault(route.config.table, []).append((lane, route))
+
+    @property
+    def touched(self) -> int:
+        """How far changes were taken: all of them were committed before it."""
+        return max(self.durable_lsn, self.position.commit_lsn + (self.position.ordinal > 0))
 
     # --- what the source delivers
 
@@ -340,7 +348,7 @@ class Pipeline:
     async def tick(self) -> None:
         """Write down everything that changed, then confirm the LSN. Raises StateError when that cannot be done."""
         async with self._writing:
-            tick = Tick(self.received_lsn, self.position)
+            tick = Tick(self.received_lsn, self.position, timeline=self.reader.timeline if self.reader else None)
             if self.received_lsn == self.durable_lsn and not self._dirty:
                 return
             for lane in self.lanes:

@@ -23,7 +23,7 @@ from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, order
 from cdcsync.entries import Identity
-from cdcsync.errors import CdcsyncError, StateError
+from cdcsync.errors import CdcsyncError, SourceError, StateError
 from cdcsync.lane import THREAD_PREFIX, Lane
 from cdcsync.model import format_lsn
 from cdcsync.notify import Notifier
@@ -33,7 +33,7 @@ from cdcsync.report import SlotWatch, live_snapshot
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
-from cdcsync.wal.connect import connect
+from cdcsync.wal.connect import connect, connect_again
 from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
@@ -124,7 +124,7 @@ class Service:
         target = await watch.current_lsn() if self.once else 0
         try:
             async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(source.run(pipeline.durable_lsn, identity))
+                reading = tasks.create_task(source.run(pipeline.durable_lsn, identity, pipeline.touched))
                 ticking = tasks.create_task(pipeline.run_ticks())
                 lanes = [tasks.create_task(lane.run()) for lane in pipeline.lanes]
                 side = [tasks.create_task(pipeline.copy(lane, self._connect)) for lane in pipeline.lanes]
@@ -173,7 +173,7 @@ class Service:
             await asyncio.sleep(interval)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await connect(self.config.postgres.dsn)
+        return await connect_again(self.config.postgres)
 
     def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
         loop = asyncio.get_running_loop()
@@ -210,7 +210,15 @@ async def prepare(config: Config, state: State, log: structlog.typing.FilteringB
     postgres = config.postgres
     async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
         await slot.check_wal_level(connection)
-        await ensure_publication(connection, postgres.publication, _tables(config.maps), create=postgres.create)
+        writable = await slot.present_timeline(connection) is not None
+        create = postgres.create and writable
+        try:
+            await ensure_publication(connection, postgres.publication, _tables(config.maps), create=create)
+        except SourceError as error:
+            if writable:
+                raise
+            message = f"{error.message}; this server is a standby, which takes it from its primary"
+            raise SourceError(message, hint=f"on the primary: {error.hint}") from error
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
     bound = state.identity()
@@ -223,7 +231,8 @@ async def prepare(config: Config, state: State, log: structlog.typing.FilteringB
             f"{bound.system_id}; this is slot {postgres.slot!r} in {system.database!r} of {system.system_id}",
             hint="Point dsn and slot back, or give this source its own [state] path.",
         )
-    return slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, bound.consistent_point)
+    timeline = state.timeline() or system.timeline
+    return slot.SlotIdentity(system.system_id, timeline, system.database, postgres.slot, bound.consistent_point)
 
 
 async def _first_start(
@@ -254,47 +263,9 @@ async def _first_start(
     state.bind(
         Identity(identity.system_id, identity.database, identity.slot, identity.consistent_point),
         identity.consistent_point,
+        identity.timeline,
     )
     return identity
-
-
-async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) -> bool:
-    """Make publication and slot for the first start to take up (``cdcsync slot create``), whatever ``create`` says.
-
-    Returns whether there was no slot before. Raises as ``prepare``.
-    """
-    name = config.postgres.slot
-    state = State.open(config.state.path)
-    try:
-        async with await connect(config.postgres.dsn) as connection:
-            existed = (await slot.show_slot(connection, name)).exists
-        if not existed and state.identity() is not None:
-            raise StateError(
-                f"the state file {state.path} has a position in slot {name!r}, which is gone",
-                hint="`cdcsync slot reset` makes a new one; the next start then copies every table anew.",
-            )
-        allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
-        await prepare(allowed, state, log)
-    finally:
-        state.close()
-    return not existed
-
-
-async def forget_slot(config: Config) -> bool:
-    """Drop the slot, and let the next start copy every table anew. Refused while the daemon runs.
-
-    Returns whether there was a slot.
-    """
-    state = State.open(config.state.path)
-    try:
-        async with await connect(config.postgres.dsn) as connection:
-            existed = (await slot.show_slot(connection, config.postgres.slot)).exists
-            if existed:
-                await slot.drop_slot(connection, config.postgres.slot)
-        state.unbind()
-    finally:
-        state.close()
-    return existed
 
 
 def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig) -> Limiter:

@@ -143,11 +143,26 @@ class State:
         text = self._meta("identity")
         return Identity(*json.loads(text)) if text else None
 
-    def bind(self, identity: Identity, start: int) -> None:
-        """Bind a new file to a slot; the stream starts at ``start``."""
+    def bind(self, identity: Identity, start: int, timeline: int) -> None:
+        """Bind a new file to a slot; the stream starts at ``start``, on the server's ``timeline``."""
         with self._transaction():
             self._set_meta("identity", json.dumps(list(identity)))
             self._set_meta("durable_lsn", str(start))
+            self._set_meta("timeline", str(timeline))
+
+    def timeline(self) -> int | None:
+        """Return the server's timeline on which the checkpoint was received; None in files of before 0.1."""
+        text = self._meta("timeline")
+        return int(text) if text else None
+
+    def skip(self, lsn: int, timeline: int) -> None:
+        """Move the checkpoint to ``lsn``, past changes that nobody reads, and let every table be compared again."""
+        with self._transaction():
+            position = max(self.checkpoint().position, Position(lsn, 0))
+            self._set_meta("durable_lsn", str(lsn))
+            self._set_meta("position", json.dumps(list(position)))
+            self._set_meta("timeline", str(timeline))
+            self._copy_anew()
 
     def intend_slot(self, slot: str) -> None:
         """Write down that a slot is about to be made, so that an interrupted first start knows it as its own."""
@@ -164,12 +179,16 @@ class State:
         Records whose rows went away meanwhile are found at the end of that copy (``sweeping``).
         """
         with self._transaction():
-            names = [name for (name,) in self._db.execute("SELECT name FROM mapping").fetchall()]
-            self._db.execute("DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'intended_slot')")
-            self._db.execute("DELETE FROM backfill")
+            self._db.execute(
+                "DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'timeline', 'intended_slot')"
+            )
             self._db.execute("DELETE FROM horizon")
-            for name in names:
-                self._set_meta(f"sweep:{name}", "1")
+            self._copy_anew()
+
+    def _copy_anew(self) -> None:
+        self._db.execute("DELETE FROM backfill")
+        for (name,) in self._db.execute("SELECT name FROM mapping").fetchall():
+            self._set_meta(f"sweep:{name}", "1")
 
     def retire(self, configured: Collection[str]) -> list[str]:
         """Note which mappings are not configured now: when one is again, its table is copied and swept anew.
@@ -313,6 +332,8 @@ class State:
             [(self._mapping_id(m), key) for m, key in tick.linked],
         )
         execute("INSERT OR IGNORE INTO pause VALUES (?,?,?)", tick.pauses)
+        if tick.timeline is not None:
+            self._set_meta("timeline", str(tick.timeline))
         self._set_meta("durable_lsn", str(tick.durable_lsn))
         self._set_meta("position", json.dumps(list(tick.position)))
 

@@ -142,7 +142,7 @@ def test_files_of_others_and_of_the_future_are_refused(tmp_path: Path) -> None:
 def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
     """After a reset every table is copied again and swept, against the ledger as it was."""
     state = State.open(tmp_path / "state.db")
-    state.bind(Identity("1", "db", "s", 5), 5)
+    state.bind(Identity("1", "db", "s", 5), 5, 1)
     known = Known("003", (), b"", {}, Position(4, 4), 10.0)
     state.write(Tick(9, Position(9, 1), ledger=[("m", "k", known)], backfills=[("m", BackfillState(done=True))]))
     state.unbind()
