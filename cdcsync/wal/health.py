@@ -138,10 +138,11 @@ async def _copy(dsn: str, slot: str) -> Copy | None:
 
 def loss(info: SlotInfo) -> tuple[str, str]:
     """Say why a lost slot is lost, and how to keep the next one from it."""
-    reason = info.invalidation_reason or ("" if info.conflicting else "wal_removed")
+    # PostgreSQL 16 calls every lost slot conflicting; only one whose WAL is gone has no restart_lsn any more.
+    reason = info.invalidation_reason or ("" if info.conflicting and info.restart_lsn else "wal_removed")
     if reason in CAUSES:
         return CAUSES[reason]
-    if info.conflicting:  # PostgreSQL 16 does not say which of the two
+    if info.conflicting:  # it does not say which of the two
         (rows_removed, feedback), (level, raised) = CAUSES["rows_removed"], CAUSES["wal_level_insufficient"]
         return f"{rows_removed}, or {level}", f"{feedback}; {raised}"
     return reason, "see the server's log"

@@ -245,3 +245,11 @@ async def test_many_rows_over_tls(db: Setup, tls: TlsFront) -> None:
         await reader.commits_reach(21)
     assert len(reader.changes) == 20_001
     assert reader.connections == 1
+
+
+async def test_a_server_without_time_limit_gets_ours(own_pg_server: EmbeddedPostgres) -> None:
+    """With wal_sender_timeout = 0 a dead client would hold the slot for minutes: the session has a limit of its own."""
+    own_pg_server.settings["wal_sender_timeout"] = "0"
+    own_pg_server.restart()
+    async with await connect(own_pg_server.dsn(), replication=True) as replication:
+        assert await (await replication.execute("SHOW wal_sender_timeout")).fetchone() == ("1min",)
