@@ -172,3 +172,22 @@ def test_rows_of_mappings_that_are_not_configured_are_counted(tmp_path: Path) ->
     assert state.unmapped("crm", ["new", "old"]) == 0
     assert state.unmapped("other", ["new"]) == 0
     state.close()
+
+
+def test_skipping_moves_the_checkpoint_and_compares_again(tmp_path: Path) -> None:
+    """The slot's binding stays; the position never goes back, and the timeline follows the ticks."""
+    state = State.open(tmp_path / "state.db")
+    bound = Identity("1", "db", "s", 5)
+    state.bind(bound, 5, 1)
+    state.write(Tick(9, Position(12, 1), backfills=[("m", BackfillState(done=True))], timeline=2))
+    assert state.timeline() == 2
+    state.skip(10, 2)
+    assert state.checkpoint() == (10, Position(12, 1))
+    state.skip(40, 3)
+    assert state.checkpoint() == (40, Position(40, 0))
+    assert (state.identity(), state.timeline()) == (bound, 3)
+    assert state.backfill("m") is None
+    assert state.sweeping("m")
+    state.unbind()
+    assert state.timeline() is None
+    state.close()
