@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Coroutine
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcsync.errors import (
-    EXIT_BUG,
-    EXIT_NOT_FINE,
-    EXIT_OK,
-    CdcsyncError,
-    SourceError,
-    SourceUnavailableError,
-    StateError,
-)
+from cdcsync.cli_base import ConfigOption, JsonOption, load, run_to_end
+from cdcsync.cli_slot import slot_app
+from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError, SourceUnavailableError
 
 if TYPE_CHECKING:
-    import psycopg
-
     from cdcsync.config import Config
     from cdcsync.status import Snapshot
-    from cdcsync.wal.slot import SlotInfo
-
-T = TypeVar("T")
 
 app = typer.Typer(
     name="cdcsync",
@@ -37,20 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-slot_app = typer.Typer(help="The replication slot: show, create, drop, reset.", no_args_is_help=True)
 app.add_typer(slot_app, name="slot")
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        help="Config file; else CDCSYNC_CONFIG, ./cdcsync.toml, /etc/cdcsync/cdcsync.toml.",
-        show_default=False,
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
-ConfirmOption = Annotated[str | None, typer.Option("--confirm", help="The slot's name, instead of asking for it.")]
 
 
 def main() -> None:
@@ -82,18 +56,19 @@ def version(
     import psycopg
 
     from cdcsync import __version__
+    from cdcsync.wal.connect import connect
 
     typer.echo(f"cdcsync {__version__}")
     typer.echo(f"libpq {psycopg.pq.version() // 10000}.{psycopg.pq.version() % 10000}")
     typer.echo(f"Python {platform.python_version()}")
     if server:
-        loaded = _load(config)
+        loaded = load(config)
 
         async def ask() -> str:
-            async with await _connection(loaded) as connection:
+            async with await connect(loaded.postgres.dsn) as connection:
                 return connection.info.parameter_status("server_version") or "unknown"
 
-        typer.echo(f"PostgreSQL {_run(ask())}")
+        typer.echo(f"PostgreSQL {run_to_end(ask())}")
 
 
 @app.command()
@@ -109,9 +84,9 @@ def run(
     from cdcsync.logs import set_up
     from cdcsync.service import Service
 
-    loaded = _load(config)
+    loaded = load(config)
     service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once, standby=standby)
-    _run(service.run())
+    run_to_end(service.run())
     if service.hanging():
         # Requests that a CRM does not answer: their threads would hold the process up for minutes, and all is written.
         sys.stderr.flush()
@@ -124,7 +99,7 @@ def status(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     from cdcsync.status_json import dumps
     from cdcsync.status_text import to_text
 
-    loaded = _load(config)
+    loaded = load(config)
     snapshot = _snapshot(loaded)
     active = _active_elsewhere(loaded)
     if active is not None and not json:
@@ -139,7 +114,7 @@ def lag(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     from cdcsync.status_json import lag_json
     from cdcsync.status_text import lag_text
 
-    snapshot = _snapshot(_load(config))
+    snapshot = _snapshot(load(config))
     for lane in snapshot.lanes:
         typer.echo(lag_json(snapshot.source, lane) if json else lag_text(snapshot.source, lane))
     if snapshot.source.server_lsn is None:
@@ -158,11 +133,11 @@ def check(
     """Prove the chain from the database to the CRMs, one line each; writes nothing."""
     from cdcsync import check as checks
 
-    loaded = _load(config)
+    loaded = load(config)
     if print_sql:
-        typer.echo(_run(checks.privileges(loaded, ask=not offline)), nl=False)
+        typer.echo(run_to_end(checks.privileges(loaded, ask=not offline)), nl=False)
         return
-    findings = checks.offline(loaded) if offline else _run(checks.online(loaded))
+    findings = checks.offline(loaded) if offline else run_to_end(checks.online(loaded))
     for finding in findings:
         mark = "✗" if not finding.ok else "!" if finding.hint else "✓"
         typer.echo(f"{mark} {finding.subject}: {finding.message}")
@@ -178,7 +153,7 @@ def pause(mapping: str, *, config: ConfigOption = None) -> None:
 
     from cdcsync.state import State
 
-    loaded = _load(config)
+    loaded = load(config)
     _known_mapping(loaded, mapping)
     state = State.beside(loaded.state.path, loaded.state.mirror)
     state.pause(mapping, "paused by hand", time.time())
@@ -191,7 +166,7 @@ def resume(mapping: str, *, config: ConfigOption = None) -> None:
     """Let a paused mapping go on."""
     from cdcsync.state import State
 
-    loaded = _load(config)
+    loaded = load(config)
     _known_mapping(loaded, mapping)
     state = State.beside(loaded.state.path, loaded.state.mirror)
     was = state.resume(mapping)
@@ -213,12 +188,12 @@ def resync(
     from cdcsync import resync as resyncs
     from cdcsync.report import ask_daemon
 
-    loaded = _load(config)
+    loaded = load(config)
     _known_mapping(loaded, mapping)
     if where is not None and key:
         raise typer.BadParameter("give --where or --key, not both")
     wanted = resyncs.Request(mapping, where, tuple(key or ()))
-    request, prediction = _run(resyncs.predict(loaded, wanted, ask_daemon(loaded)))
+    request, prediction = run_to_end(resyncs.predict(loaded, wanted, ask_daemon(loaded)))
     if not dry_run:
         resyncs.ask(loaded, request, prediction)
     as_json = resyncs.to_json(request, prediction, requested=not dry_run)
@@ -253,87 +228,6 @@ def demo(
     raise typer.Exit(run_demo(seconds=seconds, seed=seed))
 
 
-@slot_app.command("show")
-def slot_show(*, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Show the slot as PostgreSQL has it."""
-    import dataclasses
-
-    from cdcsync.status_json import fields_json
-    from cdcsync.status_text import fields_text
-
-    slot = _run(_slot(_load(config)))
-    fields = dataclasses.asdict(slot)
-    typer.echo(fields_json(fields) if json else fields_text(fields))
-    raise typer.Exit(EXIT_OK if slot.exists else EXIT_NOT_FINE)
-
-
-@slot_app.command("create")
-def slot_create(*, config: ConfigOption = None) -> None:
-    """Create the publication and the slot, for the first start to take up."""
-    from cdcsync.logs import set_up
-    from cdcsync.service import make_slot
-
-    loaded = _load(config)
-    made = _run(make_slot(loaded, set_up(loaded.log.level, loaded.log.format)))
-    typer.echo(f"slot {loaded.postgres.slot} {'is made' if made else 'exists'}; `cdcsync run` starts from it")
-
-
-@slot_app.command("drop")
-def slot_drop(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> None:
-    """Drop the slot. What is written afterwards is not seen; the next start copies every table anew."""
-    from cdcsync.service import forget_slot
-
-    loaded = _load(config)
-    _confirm(loaded.postgres.slot, confirm, [*_run(_what_is_lost(loaded)), "No slot is made in its place."])
-    dropped = _run(forget_slot(loaded))
-    done = "is dropped" if dropped else "did not exist"
-    typer.echo(f"slot {loaded.postgres.slot} {done}; the next start makes one and copies every table anew")
-
-
-@slot_app.command("reset")
-def slot_reset(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> None:
-    """Drop and create the slot anew, and let every table be compared again at the next start."""
-    from cdcsync.logs import set_up
-    from cdcsync.service import forget_slot, make_slot
-
-    loaded = _load(config)
-    _confirm(loaded.postgres.slot, confirm, _run(_what_is_lost(loaded)))
-    _run(forget_slot(loaded))
-    _run(make_slot(loaded, set_up(loaded.log.level, loaded.log.format)))
-    typer.echo(
-        f"slot {loaded.postgres.slot} is new; the next `cdcsync run` copies every table anew and goes on from here"
-    )
-
-
-async def _slot(config: Config) -> SlotInfo:
-    from cdcsync.wal.slot import show_slot
-
-    async with await _connection(config) as connection:
-        return await show_slot(connection, config.postgres.slot)
-
-
-async def _what_is_lost(config: Config) -> list[str]:
-    """Say what giving up the slot means. Raises StateError while something reads it."""
-    from cdcsync.status import size
-
-    info = await _slot(config)
-    if info.active_pid is not None:
-        raise StateError(
-            f"slot {config.postgres.slot!r} is in use (server process {info.active_pid})", hint="Stop the daemon first."
-        )
-    unread = "an unknown amount" if info.lag_bytes is None else size(info.lag_bytes)
-    return [
-        f"This skips {unread} of WAL that was not read." if info.exists else "There is no such slot now.",
-        "The next start reads every mapped table and makes up for it, rows deleted meanwhile included.",
-    ]
-
-
-def _load(path: Path | None) -> Config:
-    from cdcsync.config import find_config, load
-
-    return load(find_config(path, os.environ), os.environ)
-
-
 def _snapshot(config: Config) -> Snapshot:
     from cdcsync.report import SlotWatch, ask_daemon, stored_snapshot
     from cdcsync.state import State
@@ -344,7 +238,7 @@ def _snapshot(config: Config) -> Snapshot:
     mirror = config.state.mirror if _active_elsewhere(config) is not None else None
     state = State.read(mirror or config.state.path)
     watch = SlotWatch(config.postgres)
-    _run(watch.look())
+    run_to_end(watch.look())
     snapshot = stored_snapshot(state, config, watch)
     state.close()
     return snapshot
@@ -358,43 +252,10 @@ def _active_elsewhere(config: Config) -> str | None:
     return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
 
 
-async def _connection(config: Config) -> psycopg.AsyncConnection[Any]:
-    from cdcsync.wal.connect import connect
-
-    return await connect(config.postgres.dsn)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    import asyncio
-
-    import psycopg
-
-    try:
-        return asyncio.run(work)
-    except psycopg.OperationalError as error:
-        raise SourceUnavailableError(f"PostgreSQL broke off: {' '.join(str(error).split())}") from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise SourceError(
-            f"PostgreSQL refused: {' '.join(str(error).split())}", hint="`cdcsync check` says which rights are missing."
-        ) from error
-
-
 def _known_mapping(config: Config, mapping: str) -> None:
     names = [entry.name for entry in config.maps]
     if mapping not in names:
         raise typer.BadParameter(f"there is no mapping {mapping!r}; there are: {', '.join(names)}")
-
-
-def _confirm(name: str, given: str | None, warning: list[str]) -> None:
-    for line in warning:
-        typer.echo(line, err=True)
-    if given is None:
-        typer.echo(f"Type the slot's name ({name}) to go on: ", err=True, nl=False)
-        given = sys.stdin.readline().strip()
-        if not sys.stdin.isatty():
-            typer.echo(err=True)
-    if given != name:
-        raise typer.BadParameter(f"{given!r} is not the slot's name ({name}); nothing was done")
 
 
 def _complain(error: CdcsyncError) -> None:

@@ -134,3 +134,4 @@ class Tick:
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark
     drifted: list[tuple[str, DriftMark]] = field(default_factory=list)  # mapping
+    timeline: int | None = None  # of the server, on which ``position`` was received; None: as before

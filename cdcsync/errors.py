@@ -61,6 +61,13 @@ class SourceUnavailableError(CdcsyncError):
     exit_code = EXIT_UNREACHABLE
 
 
+class SourceRefusedError(SourceUnavailableError):
+    """PostgreSQL refuses the login; a daemon that runs tries on, since credentials are rotated."""
+
+    code = "source-credentials"
+    exit_code = EXIT_REFUSED
+
+
 class StateError(CdcsyncError):
     """The state file cannot be used (damaged, newer, locked, or of another cluster or slot)."""
 

@@ -27,9 +27,10 @@ from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.catalog import load_types
-from cdcsync.wal.connect import Connection, connect
+from cdcsync.wal.connect import Connection, connect_again
 from cdcsync.wal.publication import ensure_publication, take_out
 from cdcsync.wal.sight import TableSight, fingerprint, look
+from cdcsync.wal.slot import present_timeline
 
 LOOK_SECONDS: Final = 2.0
 
@@ -115,17 +116,27 @@ async def _find(connection: Connection, publication: str, route: Route) -> Findi
 async def publish(connection: Connection, settings: PostgresConfig, found: Sequence[Finding]) -> None:
     """See that the publication covers the tables that can be read, and no others of ours, and note what it is then.
 
-    Raises as ``ensure_publication``.
+    Raises as ``ensure_publication``. A standby has the publication from its primary.
     """
-    maps = [one.published for one in found if one.readable]
-    if maps:
-        wanted = tables_read(maps), columns_read(maps)
-        await ensure_publication(connection, settings.publication, *wanted, create=settings.create)
-    elif settings.create:
-        await take_out(connection, settings.publication, [one.table for one in found if one.sight.publication])
+    writable = await present_timeline(connection) is not None
+    try:
+        await _publish(connection, settings.publication, found, create=settings.create and writable)
+    except SourceError as error:
+        if writable:
+            raise
+        message = f"{error.message}; this server is a standby, which takes it from its primary"
+        raise SourceError(message, hint=f"on the primary: {error.hint}") from error
     for one in found:
         if one.sight.relation is not None:
             one.sight = await look(connection, settings.publication, one.table, one.sight.relation.oid)
+
+
+async def _publish(connection: Connection, name: str, found: Sequence[Finding], *, create: bool) -> None:
+    maps = [one.published for one in found if one.readable]
+    if maps:
+        await ensure_publication(connection, name, tables_read(maps), columns_read(maps), create=create)
+    elif create:
+        await take_out(connection, name, [one.table for one in found if one.sight.publication])
 
 
 class Guard:
@@ -158,7 +169,7 @@ class Guard:
     async def look(self) -> None:
         """Look now. Raises SourceUnavailableError, and SourceError for what is to end the daemon."""
         try:
-            async with await connect(self._settings.dsn) as connection:
+            async with await connect_again(self._settings) as connection:
                 await self._look(connection)
         except psycopg.OperationalError as error:
             raise SourceUnavailableError(" ".join(str(error).split())) from error
@@ -167,7 +178,7 @@ class Guard:
         """Look for ever. Raises SourceError for what is to end the daemon."""
         while True:
             try:
-                async with await connect(self._settings.dsn) as connection:
+                async with await connect_again(self._settings) as connection:
                     await self._watch(connection)
             except (psycopg.Error, SourceUnavailableError) as error:
                 self._log.debug("the tables cannot be looked at", reason=str(error))

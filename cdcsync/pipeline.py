@@ -58,6 +58,9 @@ def _clock() -> float:
 class Reader(Protocol):
     """What the pipeline needs of ``wal.source.Source``."""
 
+    timeline: int | None
+    """The server's timeline, on which everything so far was received."""
+
     def confirm(self, lsn: int) -> None:
         """Report an LSN as durable."""
 
@@ -135,6 +138,11 @@ class Pipeline:
         """Add a lane, with what the state file holds of it."""
         lane.restore(self.state)
         self.lanes.append(lane)
+
+    @property
+    def touched(self) -> int:
+        """How far changes were taken: all of them were committed before it."""
+        return max(self.durable_lsn, self.position.commit_lsn + (self.position.ordinal > 0))
 
     # --- what the source delivers
 
@@ -391,7 +399,7 @@ class Pipeline:
     async def _tick(self) -> None:
         if self.received_lsn == self.durable_lsn and not self._dirty:
             return
-        tick = Tick(self.received_lsn, self.position)
+        tick = Tick(self.received_lsn, self.position, timeline=self.reader.timeline if self.reader else None)
         for lane in self.lanes:
             lane.collect(tick)
         copied = self.copies.collect(tick)

@@ -24,8 +24,8 @@ from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.status_json import from_json
-from cdcsync.wal.connect import connect
-from cdcsync.wal.slot import SlotInfo, show_slot
+from cdcsync.wal.connect import connect_again
+from cdcsync.wal.slot import SlotInfo, present_lsn, show_slot
 from cdcsync.wal.source import Source
 
 WATCH_SECONDS = 5.0
@@ -50,9 +50,9 @@ class SlotWatch:
     async def look(self) -> None:
         """Look once; what could not be seen is None, with the reason in ``error``."""
         try:
-            async with await connect(self.settings.dsn) as connection:
+            async with await connect_again(self.settings) as connection:
                 self.info = await show_slot(connection, self.settings.slot)
-                self.server_lsn = await _current_lsn(connection)
+                self.server_lsn = await present_lsn(connection)
                 self.error = None
         except (psycopg.Error, CdcsyncError) as error:
             self.info = self.server_lsn = None
@@ -60,17 +60,8 @@ class SlotWatch:
 
     async def current_lsn(self) -> int:
         """Return the server's present position. Raises SourceUnavailableError."""
-        async with await connect(self.settings.dsn) as connection:
-            return await _current_lsn(connection)
-
-
-async def _current_lsn(connection: psycopg.AsyncConnection[tuple[object, ...]]) -> int:
-    cursor = await connection.execute(
-        "SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END"
-        " - '0/0')::bigint"
-    )
-    row = await cursor.fetchone()
-    return int(str(row[0])) if row else 0
+        async with await connect_again(self.settings) as connection:
+            return await present_lsn(connection)
 
 
 def live_snapshot(

@@ -37,7 +37,7 @@ from cdcsync.route import Route
 from cdcsync.standby import stand_by
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
-from cdcsync.wal.connect import Connection, connect
+from cdcsync.wal.connect import Connection, connect, connect_again
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
 
@@ -153,7 +153,7 @@ class Service:
         target = await watch.current_lsn() if self.once else 0
         try:
             async with asyncio.TaskGroup() as tasks:
-                reading = tasks.create_task(source.run(pipeline.durable_lsn, identity))
+                reading = tasks.create_task(source.run(pipeline.durable_lsn, identity, pipeline.touched))
                 ticking = tasks.create_task(pipeline.run_ticks())
                 lanes = [tasks.create_task(lane.run()) for lane in pipeline.lanes]
                 copies = pipeline.copies
@@ -208,7 +208,7 @@ class Service:
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:
-        return await connect(self.config.postgres.dsn)
+        return await connect_again(self.config.postgres)
 
     async def _relation(self, connection: Connection, table: str) -> Relation:
         schema, _, name = table.partition(".")
@@ -293,7 +293,8 @@ async def _identity(
             f"{bound.system_id}; this is slot {postgres.slot!r} in {system.database!r} of {system.system_id}",
             hint="Point dsn and slot back, or give this source its own [state] path.",
         )
-    return slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, bound.consistent_point)
+    timeline = state.timeline() or system.timeline
+    return slot.SlotIdentity(system.system_id, timeline, system.database, postgres.slot, bound.consistent_point)
 
 
 async def _first_start(
@@ -324,47 +325,9 @@ async def _first_start(
     state.bind(
         Identity(identity.system_id, identity.database, identity.slot, identity.consistent_point),
         identity.consistent_point,
+        identity.timeline,
     )
     return identity
-
-
-async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) -> bool:
-    """Make publication and slot for the first start to take up (``cdcsync slot create``), whatever ``create`` says.
-
-    Returns whether there was no slot before. Raises as ``prepare``.
-    """
-    name = config.postgres.slot
-    state = State.open(config.state.path, config.state.mirror)
-    try:
-        async with await connect(config.postgres.dsn) as connection:
-            existed = (await slot.show_slot(connection, name)).exists
-        if not existed and state.identity() is not None:
-            raise StateError(
-                f"the state file {state.path} has a position in slot {name!r}, which is gone",
-                hint="`cdcsync slot reset` makes a new one; the next start then copies every table anew.",
-            )
-        allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
-        await prepare(allowed, state, log, {})
-    finally:
-        state.close()
-    return not existed
-
-
-async def forget_slot(config: Config) -> bool:
-    """Drop the slot, and let the next start copy every table anew. Refused while the daemon runs.
-
-    Returns whether there was a slot.
-    """
-    state = State.open(config.state.path, config.state.mirror)
-    try:
-        async with await connect(config.postgres.dsn) as connection:
-            existed = (await slot.show_slot(connection, config.postgres.slot)).exists
-            if existed:
-                await slot.drop_slot(connection, config.postgres.slot)
-        state.unbind()
-    finally:
-        state.close()
-    return existed
 
 
 def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, obstacle: Callable[[], str]) -> Limiter:

@@ -80,11 +80,26 @@ class State:
         text = self._meta("identity")
         return Identity(*json.loads(text)) if text else None
 
-    def bind(self, identity: Identity, start: int) -> None:
-        """Bind a new file to a slot; the stream starts at ``start``."""
+    def bind(self, identity: Identity, start: int, timeline: int) -> None:
+        """Bind a new file to a slot; the stream starts at ``start``, on the server's ``timeline``."""
         with self._transaction():
             self._set_meta("identity", json.dumps(list(identity)))
             self._set_meta("durable_lsn", str(start))
+            self._set_meta("timeline", str(timeline))
+
+    def timeline(self) -> int | None:
+        """Return the server's timeline on which the checkpoint was received; None in files of before 0.1."""
+        text = self._meta("timeline")
+        return int(text) if text else None
+
+    def skip(self, lsn: int, timeline: int) -> None:
+        """Move the checkpoint to ``lsn``, past changes that nobody reads, and let every table be compared again."""
+        with self._transaction():
+            position = max(self.checkpoint().position, Position(lsn, 0))
+            self._set_meta("durable_lsn", str(lsn))
+            self._set_meta("position", json.dumps(list(position)))
+            self._set_meta("timeline", str(timeline))
+            self._copy_anew("changes were skipped")
 
     def intend_slot(self, slot: str) -> None:
         """Write down that a slot is about to be made, so that an interrupted first start knows it as its own."""
@@ -102,16 +117,20 @@ class State:
         not done begin anew: what they have read may have changed unseen.
         """
         with self._transaction():
-            names = [name for (name,) in self._db.execute("SELECT name FROM mapping").fetchall()]
-            self._db.execute("DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'intended_slot')")
-            self._db.execute("DELETE FROM horizon")
-            self._db.execute("DELETE FROM met")
-            self._db.execute("DELETE FROM copy WHERE automatic OR finished IS NOT NULL")
             self._db.execute(
-                "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
+                "DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'timeline', 'intended_slot')"
             )
-            for name in names:
-                self._set_meta(f"sweep:{name}", "the slot was given up")
+            self._db.execute("DELETE FROM horizon")
+            self._copy_anew("the slot was given up")
+
+    def _copy_anew(self, reason: str) -> None:
+        self._db.execute("DELETE FROM met")
+        self._db.execute("DELETE FROM copy WHERE automatic OR finished IS NOT NULL")
+        self._db.execute(
+            "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
+        )
+        for (name,) in self._db.execute("SELECT name FROM mapping").fetchall():
+            self._set_meta(f"sweep:{name}", reason)
 
     def retire(self, configured: Collection[str]) -> list[str]:
         """Note which mappings are not configured now: when one is again, its table is copied and swept anew.
@@ -375,6 +394,8 @@ class State:
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"drifted:{name}",))
         for name, mark in tick.drifted:
             self._set_meta(f"drifted:{name}", mark)
+        if tick.timeline is not None:
+            self._set_meta("timeline", str(tick.timeline))
         self._set_meta("durable_lsn", str(tick.durable_lsn))
         self._set_meta("position", json.dumps(list(tick.position)))
 

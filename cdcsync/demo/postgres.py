@@ -133,6 +133,11 @@ class EmbeddedPostgres:
         return self.binaries / name
 
     @property
+    def version(self) -> int:
+        """The major version of the cluster, once it was made."""
+        return int((self.data / "PG_VERSION").read_text())
+
+    @property
     def pid(self) -> int:
         """The postmaster's process id. Raises SourceUnavailableError when it is not running."""
         with suppress(FileNotFoundError, ValueError, IndexError):

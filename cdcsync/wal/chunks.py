@@ -52,7 +52,8 @@ WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND EXISTS (
 class Chunk:
     """Rows in pgoutput's tuple form, in key order. ``last`` is the last one's key; ``done``: no row comes after it.
 
-    Everything that ``snapshot`` sees was committed before ``upto_lsn``.
+    Everything that ``snapshot`` sees was committed before ``upto_lsn``; on a standby, but for the one record that was
+    being replayed at that moment: its transaction may be in the rows already, and comes once more from the stream.
     """
 
     rows: list[bytes]
@@ -127,7 +128,18 @@ class ChunkReader:
         return dict(found)
 
     async def _position(self) -> tuple[Snapshot, int]:
-        query = "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text"
+        """Return the transaction's snapshot, and the end of the WAL after it.
+
+        A primary's insert position lies behind every commit that is visible. A standby makes a commit visible while it
+        replays its record, and counts the record as replayed after that: its replay position lies behind every visible
+        commit but possibly that last one. The reader decodes only what is replayed, so there, nothing is streamed
+        before it is visible.
+        """
+        query = """
+            SELECT pg_current_snapshot()::text,
+                   CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                        ELSE pg_current_wal_insert_lsn() END::text
+        """
         row = await (await self._connection.execute(query)).fetchone()
         assert row is not None  # noqa: S101 - for the type checker; such a SELECT has one
         return Snapshot.parse(row[0]), flushed_position(parse_lsn(row[1]), *self._wal)

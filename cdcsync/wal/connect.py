@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, Final
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from cdcsync.errors import ConfigError, SourceUnavailableError
+from cdcsync.errors import ConfigError, SourceRefusedError, SourceUnavailableError
+
+if TYPE_CHECKING:
+    from cdcsync.config import PostgresConfig
 
 Connection = AsyncConnection[tuple[Any, ...]]
 
@@ -28,6 +32,12 @@ PINS: Final = {
     "client_min_messages": "warning",
 }
 SENDER_TIMEOUT: Final = "60s"
+
+_LOGIN: Final = re.compile(
+    r"authentication failed|no pg_hba\.conf entry|pg_hba\.conf rejects|is not permitted to log in"
+    r"|no password supplied|role \".*\" does not exist"
+)
+"""What SQLSTATE class 28 says. libpq gives only the text: in another language, the server is just out of reach."""
 
 DEFAULTS: Final = {
     "application_name": "cdcsync",
@@ -59,15 +69,32 @@ def conninfo(dsn: str, *, replication: bool = False) -> str:
 async def connect(dsn: str, *, replication: bool = False) -> Connection:
     """Open a connection in autocommit mode, for SQL or (with ``replication``) for simple queries and the stream.
 
-    Raises SourceUnavailableError or ConfigError.
+    Raises SourceUnavailableError (SourceRefusedError if it is the login that fails) or ConfigError.
     """
     try:
         return await AsyncConnection.connect(conninfo(dsn, replication=replication), autocommit=True)
     except psycopg.OperationalError as error:
+        text = str(error).strip()
+        if _LOGIN.search(text) or (error.pgconn is not None and error.pgconn.needs_password):
+            raise SourceRefusedError(
+                f"PostgreSQL refuses the login: {text}",
+                hint="check user and password in postgres.dsn (or .pgpass, or the file that it refers to) and"
+                " pg_hba.conf, which needs a line for the database, not for `replication`",
+            ) from error
         raise SourceUnavailableError(
-            f"cannot connect to PostgreSQL: {str(error).strip()}",
-            hint="check postgres.dsn, the server and pg_hba.conf (logical replication needs the database's own line)",
+            f"cannot connect to PostgreSQL: {text}", hint="check postgres.dsn, and whether the server runs"
         ) from error
+
+
+async def connect_again(settings: PostgresConfig, *, replication: bool = False) -> Connection:
+    """Connect as ``connect``, in a daemon that runs: the connection string is read anew, since its secret may change.
+
+    Raises SourceUnavailableError, also for a connection string that cannot be read just now.
+    """
+    try:
+        return await connect(settings.dsn, replication=replication)
+    except ConfigError as error:
+        raise SourceUnavailableError(error.message, hint=error.hint) from error
 
 
 def holds_any_bytes(connection: Connection) -> bool:

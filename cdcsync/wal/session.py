@@ -100,6 +100,7 @@ class ReplicationSession:
         self._state = _State.BETWEEN
         self._start = start_lsn
         self._received = start_lsn
+        self._begun = start_lsn
         self._server = start_lsn
         self._durable = start_lsn
         self._told = start_lsn
@@ -115,6 +116,11 @@ class ReplicationSession:
     def received(self) -> int:
         """The end of the last whole transaction, or what the server said to be beyond it without content for us."""
         return self._received
+
+    @property
+    def touched(self) -> int:
+        """What was delivered, of a transaction that is not complete too, was committed before it."""
+        return max(self._received, self._begun)
 
     @property
     def server(self) -> int:
@@ -276,6 +282,7 @@ class ReplicationSession:
             self._state = _State.SKIPPING
             return []
         self._state = _State.INSIDE
+        self._begun = begin.commit_lsn + 1
         return [begin]
 
     def _commit(self, commit: Commit) -> list[Event]:

@@ -20,6 +20,7 @@ from cdcsync.model import format_lsn, parse_lsn
 from cdcsync.wal.catalog import VERSION_15, rows, server_version
 from cdcsync.wal.connect import Connection, connect
 
+VERSION_16: Final = 160000
 VERSION_17: Final = 170000
 PLUGIN: Final = "pgoutput"
 CREATION_SECONDS: Final = 60.0
@@ -57,6 +58,7 @@ class SlotInfo:
     """A slot as ``pg_replication_slots`` shows it; sizes in bytes. What the server's version lacks is None.
 
     ``retained_bytes`` is the WAL that the server keeps for it, ``lag_bytes`` what it has not confirmed.
+    ``catalog_xmin_age`` is how many transactions back it keeps VACUUM from cleaning the system catalogs.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SlotInfo:
     restart_lsn: int | None = None
     retained_bytes: int | None = None
     lag_bytes: int | None = None
+    catalog_xmin_age: int | None = None
     wal_status: str | None = None
     safe_wal_size: int | None = None
     invalidation_reason: str | None = None
@@ -90,7 +93,7 @@ _SHOW = """
         SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn
     )
     SELECT s.*, pg_wal_lsn_diff(tip.lsn, s.restart_lsn)::int8 AS retained_bytes,
-           pg_wal_lsn_diff(tip.lsn, s.confirmed_flush_lsn)::int8 AS lag_bytes
+           pg_wal_lsn_diff(tip.lsn, s.confirmed_flush_lsn)::int8 AS lag_bytes, age(s.catalog_xmin) AS catalog_xmin_age
     FROM pg_replication_slots s, tip WHERE s.slot_name = %s
 """
 
@@ -126,16 +129,18 @@ async def create_slot(
 ) -> SlotIdentity:
     """Create the slot, without a snapshot, and return what a checkpoint is to be bound to.
 
-    Creation waits for all transactions that are writing now; after ``deadline`` seconds it is given up. Raises
-    SourceError (the slot exists, the server is not set up, ``failover`` is asked of a server without it) and
-    SourceUnavailableError (not connected; waited too long, naming who was waited for).
+    Creation waits for all transactions that are writing now (on a standby for its primary to say which those are);
+    after ``deadline`` seconds it is given up. Raises SourceError (the slot exists, the server is not set up,
+    ``failover`` is asked of a server without it) and SourceUnavailableError (not connected; waited too long, naming
+    who was waited for).
     """
     async with await connect(dsn) as ordinary, await connect(dsn, replication=True) as replication:
         await check_wal_level(ordinary)
-        options = await _creation_options(ordinary, failover)
+        standby = await present_timeline(ordinary) is None
+        options = _creation_options(server_version(ordinary), failover, standby=standby)
         command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(sql.Identifier(name), options)
         try:
-            consistent_point = await _create(ordinary, replication, command, deadline)
+            consistent_point = await _create(ordinary, replication, command, deadline, standby=standby)
         except psycopg.errors.DuplicateObject as error:
             raise SourceError(f"slot {name!r} exists", hint="cdcsync slot show; cdcsync slot drop") from error
         except psycopg.errors.ConfigurationLimitExceeded as error:
@@ -145,6 +150,8 @@ async def create_slot(
             ) from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise SourceError(_first_line(error), hint="ALTER ROLE <user> REPLICATION;") from error
+        except psycopg.errors.ObjectNotInPrerequisiteState as error:
+            raise SourceError(_first_line(error), hint="set wal_level = 'logical' on the primary, too") from error
         system = await identify_system(replication)
         return SlotIdentity(system.system_id, system.timeline, system.database, name, consistent_point)
 
@@ -168,6 +175,22 @@ async def identify_system(replication: Connection) -> System:
     return System(str(row[0]), int(row[1]), parse_lsn(str(row[2])), str(row[3]))
 
 
+async def present_timeline(connection: Connection) -> int | None:
+    """Return the timeline that the server writes on; None on a standby. Needs no replication connection."""
+    ((standby,),) = await rows(connection, "SELECT pg_is_in_recovery()")
+    if standby:
+        return None
+    ((file,),) = await rows(connection, "SELECT pg_walfile_name(pg_current_wal_lsn())")
+    return int(file[:8], 16)
+
+
+async def present_lsn(connection: Connection) -> int:
+    """Return where the server's WAL ends: written there, on a standby replayed."""
+    query = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END::text"
+    ((lsn,),) = await rows(connection, query)
+    return parse_lsn(lsn)
+
+
 async def check_wal_level(connection: Connection) -> None:
     """Raise SourceError, with the remedy, unless the server writes logical WAL (or can begin to: 19 and later)."""
     settings = dict(
@@ -187,12 +210,15 @@ async def sessions(connection: Connection, pids: list[int]) -> str:
     return ", ".join(text for (text,) in await rows(connection, _SESSIONS, [pids]))
 
 
-async def _creation_options(connection: Connection, failover: Failover) -> sql.SQL:
-    version = server_version(connection)
+def _creation_options(version: int, failover: Failover, *, standby: bool) -> sql.SQL:
+    if standby and version < VERSION_16:
+        raise SourceError(
+            "this server is a standby, and standbys cannot decode before PostgreSQL 16",
+            hint="point postgres.dsn at the primary (several hosts: target_session_attrs=read-write)",
+        )
     options = sql.SQL("(SNAPSHOT 'nothing')" if version >= VERSION_15 else "NOEXPORT_SNAPSHOT")
     if failover is False:
         return options
-    ((standby,),) = await rows(connection, "SELECT pg_is_in_recovery()")
     if version >= VERSION_17 and not standby:
         return sql.SQL("(SNAPSHOT 'nothing', FAILOVER)")
     if failover is True:
@@ -203,7 +229,9 @@ async def _creation_options(connection: Connection, failover: Failover) -> sql.S
     return options
 
 
-async def _create(ordinary: Connection, replication: Connection, command: sql.Composed, deadline: float) -> int:
+async def _create(
+    ordinary: Connection, replication: Connection, command: sql.Composed, deadline: float, *, standby: bool
+) -> int:
     creation = asyncio.ensure_future(replication.execute(command))
     try:
         done, _ = await asyncio.wait([creation], timeout=deadline)
@@ -212,6 +240,13 @@ async def _create(ordinary: Connection, replication: Connection, command: sql.Co
             await replication.cancel_safe(timeout=10)
         row = await (await creation).fetchone()
     except psycopg.errors.QueryCanceled as error:
+        if standby:
+            raise SourceUnavailableError(
+                f"a new slot on a standby waits for the primary's word on running transactions; it has not come in"
+                f" {deadline:.0f} s",
+                hint="run SELECT pg_log_standby_snapshot(); on the primary while the slot is being made; if that does"
+                " not help, end transactions there that have been writing for long",
+            ) from error
         raise SourceUnavailableError(
             f"a new slot waits for running transactions; after {deadline:.0f} s still for {blockers}",
             hint="end that transaction (SELECT pg_terminate_backend(pid)) or try again at a quieter time",

@@ -23,11 +23,11 @@ from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.announce import Announcer
 from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
-from cdcsync.wal.connect import RAW, Connection, connect, holds_any_bytes, until_closed
+from cdcsync.wal.connect import RAW, Connection, connect_again, holds_any_bytes, until_closed
 from cdcsync.wal.formats import verify_formats
 from cdcsync.wal.options import VERSION_14, start_options
 from cdcsync.wal.session import Event, ReplicationSession
-from cdcsync.wal.slot import SlotIdentity, identify_system, sessions, show_slot
+from cdcsync.wal.slot import SlotIdentity, identify_system, present_timeline, sessions, show_slot
 from cdcsync.wal.stream import Stream, start_session
 from cdcsync.wal.streamed import StreamedTransactions
 from cdcsync.wal.verify import refusal, verify_publication, verify_slot, verify_system
@@ -45,6 +45,8 @@ STEADY_SECONDS: Final = 10.0
 REOPEN_SECONDS: Final = 1.0
 SPILL_BUFFER: Final = 256 << 10
 """Bytes that are read back at once from a file of a streamed transaction."""
+PROMOTION_SECONDS: Final = 1.0
+"""How often a standby is asked whether it still is one."""
 
 SENDER_TIMEOUT: Final = "SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'"
 
@@ -90,7 +92,6 @@ class Source:
         self.last_error: str | None = None
         self.timeline: int | None = None
         self._settings = settings
-        self._dsn = ""
         self._sink = sink
         self._log = log
         self._on_connect = on_connect
@@ -98,6 +99,7 @@ class Source:
         self._spill_directory = spill_directory
         self._announcer = Announcer(settings.messages, log)
         self._durable = 0
+        self._touched = 0
         self._expected: SlotIdentity | None = None
         self._session: ReplicationSession | None = None
         self._stream: Stream | None = None
@@ -122,14 +124,14 @@ class Source:
         """How far the server has read its WAL for us, as far as it said on the present or last connection."""
         return self._session.server if self._session else 0
 
-    async def run(self, start_lsn: int, expected: SlotIdentity | None) -> None:
+    async def run(self, start_lsn: int, expected: SlotIdentity | None, touched: int = 0) -> None:
         """Stream from ``start_lsn``, the durable position (0: the slot's own), until ``stop``.
 
-        ``expected`` is what the checkpoint is bound to. Raises SourceError for what a retry cannot mend, DecodeError,
-        ConfigError for a connection string that cannot be read, and whatever the sink raises.
+        ``expected`` is what the checkpoint is bound to, and ``touched`` how far changes were taken before, beyond what
+        was durable. Raises SourceError for what a retry cannot mend, DecodeError, and whatever the sink raises.
         """
-        self._dsn = self._settings.dsn
         self._durable = start_lsn
+        self._touched = max(start_lsn, touched)
         self._expected = expected
         self.timeline = expected.timeline if expected else None
         while not self._stopping.is_set():
@@ -180,9 +182,9 @@ class Source:
     async def _follow(self) -> None:
         """Connect and stream once, until the server ends it."""
         async with AsyncExitStack() as stack:
-            ordinary = await connect(self._dsn)
+            ordinary = await connect_again(self._settings)
             stack.push_async_callback(ordinary.close)
-            replication = await connect(self._dsn, replication=True)
+            replication = await connect_again(self._settings, replication=True)
             stack.push_async_callback(replication.close)
             await self._verify(ordinary, replication)
             self.types.update(await load_types(ordinary))
@@ -212,12 +214,17 @@ class Source:
         await verify_publication(ordinary, settings.publication, made_anew=settings.create)
         await verify_slot(ordinary, await show_slot(ordinary, settings.slot), since)
         system = await identify_system(replication)
-        await verify_system(replication, system, self._expected, self.timeline, since)
-        if self.timeline is not None and system.timeline != self.timeline:
-            self._log.warning("the server was promoted", timeline=system.timeline, before=self.timeline)
-        self.timeline = system.timeline
+        if self._session is not None:
+            self._touched = max(self._touched, self._session.touched)
+        await verify_system(replication, system, self._expected, self.timeline, max(since, self._touched))
+        self._adopt(system.timeline)
         if self._expected is None:
             self._expected = SlotIdentity(system.system_id, system.timeline, system.database, settings.slot, 0)
+
+    def _adopt(self, timeline: int) -> None:
+        if self.timeline is not None and timeline != self.timeline:
+            self._log.warning("the server was promoted", timeline=timeline, before=self.timeline)
+        self.timeline = timeline
 
     async def _start(self, ordinary: Connection, replication: Connection) -> Stream:
         settings = self._settings
@@ -254,6 +261,7 @@ class Source:
         """
         try:
             while True:
+                await self._until_promoted(ordinary)
                 await until_closed(ordinary)
                 await ordinary.close()
                 while (reopened := await self._reopen()) is None:
@@ -265,9 +273,16 @@ class Source:
         finally:
             await ordinary.close()
 
+    async def _until_promoted(self, ordinary: Connection) -> None:
+        """Follow a standby's promotion: its stream goes on over it, and says nothing. A primary's was before."""
+        with suppress(psycopg.Error):
+            while (timeline := await present_timeline(ordinary)) is None:  # noqa: ASYNC110 - the server tells nobody
+                await asyncio.sleep(PROMOTION_SECONDS)
+            self._adopt(timeline)
+
     async def _reopen(self) -> Connection | None:
         with suppress(SourceUnavailableError):
-            return await connect(self._dsn)
+            return await connect_again(self._settings)
         return None
 
     # --- what arrives
@@ -291,7 +306,7 @@ class Source:
     ) -> None:
         """Learn of types made after we connected and of partitions, then deliver the rows that have them."""
         try:
-            async with await connect(self._dsn) as connection:
+            async with await connect_again(self._settings) as connection:
                 if unknown:
                     self.types.update(dict.fromkeys(unknown, TEXT_OID) | await load_types(connection))
                 # What was dropped since is not found: then it is what it was before.

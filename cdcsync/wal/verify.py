@@ -13,6 +13,7 @@ from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.model import format_lsn, parse_lsn
 from cdcsync.wal.catalog import VERSION_18, rows, server_version
 from cdcsync.wal.connect import Connection
+from cdcsync.wal.health import loss
 from cdcsync.wal.slot import PLUGIN, SlotIdentity, SlotInfo, System
 
 RESET: Final = "cdcsync slot reset, then start again; the resync sends only what differs"
@@ -54,8 +55,8 @@ async def verify_slot(connection: Connection, slot: SlotInfo, since: int) -> Non
             hint="cdcsync slot drop and create: its own slots are not two-phase",
         )
     if slot.lost:
-        reason = slot.invalidation_reason or ("a conflict with recovery" if slot.conflicting else "its WAL was removed")
-        raise SourceError(f"slot {slot.name!r} was invalidated ({reason}): changes are missing from it", hint=RESET)
+        cause, remedy = loss(slot)
+        raise SourceError(f"slot {slot.name!r} was invalidated: {cause}", hint=f"{remedy}; then {RESET}")
     if standby and slot.synced:
         raise SourceUnavailableError(f"this server is a standby, and slot {slot.name!r} a copy of its primary's")
     if since and slot.confirmed_flush_lsn is not None and slot.confirmed_flush_lsn > since:
@@ -71,7 +72,7 @@ async def verify_system(
 ) -> None:
     """See that this is the cluster of before, and that its history still holds everything up to ``since``.
 
-    ``timeline`` is the one on which ``since`` was received.
+    ``since`` is what was taken from the stream, durable or not, and ``timeline`` the one on which that was.
     """
     if expected is not None and expected.system_id != system.system_id:
         raise SourceError(
@@ -89,11 +90,11 @@ async def verify_system(
                 hint=RESET,
             )
     if system.lsn < since:
-        raise SourceError(
-            f"the server's WAL ends at {format_lsn(system.lsn)}, before {format_lsn(since)}, which was read already:"
-            " it was restored from a backup, or is not the primary of before",
-            hint=RESET,
-        )
+        ends = f"the server's WAL ends at {format_lsn(system.lsn)}, before {format_lsn(since)}, which was read already:"
+        ((standby,),) = await rows(replication, "SELECT pg_is_in_recovery()")
+        if standby:
+            raise SourceUnavailableError(f"{ends} this standby has yet to catch up")
+        raise SourceError(f"{ends} it was restored from a backup, or is not the primary of before", hint=RESET)
 
 
 async def _left_at(replication: Connection, present: int, before: int) -> int | None:

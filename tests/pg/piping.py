@@ -16,7 +16,8 @@ import structlog
 from cdcsync.config import Config
 from cdcsync.demo.processes import get_json
 from cdcsync.sandbox.server import SandboxThread
-from cdcsync.service import Service, make_slot
+from cdcsync.service import Service
+from cdcsync.slot_life import make_slot
 from tests.polling import eventually_async
 
 

@@ -12,6 +12,7 @@ from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
+from cdcsync.wal.health import diagnose, examine
 from cdcsync.wal.slot import (
     SlotInfo,
     advance,
@@ -185,3 +186,23 @@ async def test_an_invalidated_slot_is_seen(own_pg_server: EmbeddedPostgres) -> N
         assert info.lost
         with pytest.raises(SourceError):
             await advance(connection, "s", 1 << 40)
+
+
+async def test_a_slot_that_nobody_reads_for_too_long_is_lost(own_pg_server: EmbeddedPostgres) -> None:
+    """PostgreSQL 18 can give up idle slots: seen as lost, with cause and remedy."""
+    if own_pg_server.version < 18:
+        pytest.skip("idle_replication_slot_timeout came with PostgreSQL 18 (CDCSYNC_TEST_PG=18)")
+    own_pg_server.settings["idle_replication_slot_timeout"] = "1s"
+    own_pg_server.restart()
+    await create_slot(own_pg_server.dsn(), "s")
+    async with await connect(own_pg_server.dsn()) as connection:
+
+        async def lost() -> bool:
+            await connection.execute("CHECKPOINT")
+            return (await show_slot(connection, "s")).lost
+
+        await eventually_async(lost)
+        (note,) = diagnose(await examine(connection, "s"), 1 << 30)
+        assert note.level == "lost"
+        assert "idle_replication_slot_timeout" in note.text
+        assert "slot reset" in note.remedy

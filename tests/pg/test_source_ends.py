@@ -20,11 +20,14 @@ from tests.pg.reading import Reader, Setup, reading, set_up
 from tests.polling import eventually_async
 
 
-async def refused(db: Setup, *, start: int | None = None, expected: SlotIdentity | None = None) -> SourceError:
+async def refused(
+    db: Setup, *, start: int | None = None, expected: SlotIdentity | None = None, touched: int = 0
+) -> SourceError:
     """Return the SourceError that ends a source."""
     reader = Reader(db.dsn, db.slot)
+    start = db.start if start is None else start
     with pytest.raises(SourceError) as caught:
-        await asyncio.wait_for(reader.source.run(db.start if start is None else start, expected or db.identity), 20)
+        await asyncio.wait_for(reader.source.run(start, expected or db.identity, touched), 20)
     assert caught.value.hint
     assert reader.changes == []
     return caught.value
@@ -239,14 +242,15 @@ async def test_a_promotion_is_followed(own_pg_server: EmbeddedPostgres) -> None:
 
 
 async def test_a_promotion_that_lost_what_we_read_is_final(own_pg_server: EmbeddedPostgres) -> None:
-    """A later timeline that left ours before our position lacks rows that we sent, and has others."""
+    """A later timeline that left ours before our position lacks rows that we sent, durable or not, and has others."""
     async with own_setup(own_pg_server) as db:
         ahead = await db.tip() + (1 << 20)
         await promote(own_pg_server)
         async with await connect(db.dsn) as connection:
             await connection.execute("SELECT pg_logical_emit_message(false, 'noise', repeat('x', 4000000))")
-            error = await refused(Setup(db.dsn, connection, db.identity), start=ahead)
-    assert "does not contain ours" in error.message
+            promoted = Setup(db.dsn, connection, db.identity)
+            for error in (await refused(promoted, start=ahead), await refused(promoted, touched=ahead)):
+                assert "does not contain ours" in error.message
 
 
 async def promote(server: EmbeddedPostgres) -> None:

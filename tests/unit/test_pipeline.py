@@ -336,7 +336,7 @@ def test_an_ignored_delete_keeps_what_is_known_of_the_record(tmp_path: Path) -> 
 def test_rows_of_the_copy_are_certain_from_the_first(tmp_path: Path) -> None:
     """A new slot's start counts as fed, so that copied rows are compared with the ledger and not sent regardless."""
     with opened(tmp_path) as state:
-        state.bind(("sys", "db", "slot", 500), 500)  # type: ignore[arg-type]  # an Identity's fields
+        state.bind(("sys", "db", "slot", 500), 500, 1)  # type: ignore[arg-type]  # an Identity's fields
         assert Pipeline(state, 1, 1, LOG).position == Position(500, 0)
 
 

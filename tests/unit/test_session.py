@@ -317,3 +317,14 @@ def test_any_bytes_give_events_or_decode_errors(messages: list[bytes]) -> None:
         except DecodeError:
             continue
     assert it.flushed == 100
+
+
+def test_what_was_touched_counts_transactions_that_are_not_complete() -> None:
+    """Changes are delivered before their commit: a history that lacks that commit is not ours."""
+    it = session(100)
+    feed(it, begin(190), commit(190, 200))
+    assert it.touched == 200
+    feed(it, begin(250), relation(), insert())
+    assert (it.touched, it.received) == (251, 200)
+    feed(it, commit(250, 260))
+    assert it.touched == it.received == 260

@@ -147,7 +147,7 @@ def test_files_of_others_and_of_the_future_are_refused(tmp_path: Path) -> None:
 def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
     """After a reset every table is copied again and swept, against the ledger as it was."""
     state = State.open(tmp_path / "state.db")
-    state.bind(Identity("1", "db", "s", 5), 5)
+    state.bind(Identity("1", "db", "s", 5), 5, 1)
     known = Known("003", (), b"", {}, Position(4, 4), 10.0)
     state.write(Tick(9, Position(9, 1), ledger=[("m", "k", known)]))
     state.want_copy("m", 1.0)
@@ -271,4 +271,24 @@ def test_what_a_copy_did_not_meet_is_found_page_by_page(tmp_path: Path) -> None:
         unmet += page
         start = page[-1] + "\0"
     assert unmet == ["", "a", "a\0b", "parked", "waits", "ä", "💶"]
+
+
+def test_skipping_moves_the_checkpoint_and_compares_again(tmp_path: Path) -> None:
+    """The slot's binding stays; the position never goes back, and the timeline follows the ticks."""
+    state = State.open(tmp_path / "state.db")
+    bound = Identity("1", "db", "s", 5)
+    state.bind(bound, 5, 1)
+    state.want_copy("m", 1.0)
+    state.write(Tick(9, Position(12, 1), ledger=[("m", "1", Known("1", (), b"", {}, Position(4, 4), 1.0))], timeline=2))
+    assert state.timeline() == 2
+    state.skip(10, 2)
+    assert state.checkpoint() == (10, Position(12, 1))
+    state.skip(40, 3)
+    assert state.checkpoint() == (40, Position(40, 0))
+    assert (state.identity(), state.timeline()) == (bound, 3)
+    state.want_copy("m", 2.0)
+    (copy,) = state.copies()
+    assert (copy.mapping, copy.sweep, copy.reason) == ("m", True, "changes were skipped")
+    state.unbind()
+    assert state.timeline() is None
     state.close()

@@ -53,7 +53,7 @@ class Pair:
     def started(self) -> State:
         """Open the first machine's, bound to a slot."""
         state = self.open()
-        state.bind(IDENTITY, 5)
+        state.bind(IDENTITY, 5, 1)
         return state
 
 
@@ -130,7 +130,7 @@ def test_a_tick_that_fails_changes_neither(pair: Pair) -> None:
 def test_an_existing_file_fills_a_new_mirror_and_a_second_machine_goes_on_from_it(pair: Pair) -> None:
     """Also several times to and fro: each side takes over what the other wrote, in its file and in the mirror."""
     state = State.open(pair.here)
-    state.bind(IDENTITY, 5)
+    state.bind(IDENTITY, 5, 1)
     state.write(Tick(10, Position(10, 1), journal=[("m", "a", WAITING, row("a"))]))
     state.close()
     pair.open().close()
@@ -175,7 +175,7 @@ def test_a_foreign_mirror_is_refused(pair: Pair, tmp_path: Path) -> None:
     """The mirror of another daemon, another program's database and garbage stay as they are."""
     pair.started().close()
     other = State.open(tmp_path / "other.db")
-    other.bind(Identity("2", "db", "s", 5), 5)
+    other.bind(Identity("2", "db", "s", 5), 5, 1)
     other.close()
     with pytest.raises(MirrorError, match="separate ways"):
         State.open(pair.here, tmp_path / "other.db")
