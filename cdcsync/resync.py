@@ -82,7 +82,9 @@ async def predict(config: Config, request: Request, snapshot: Snapshot | None) -
     known, paused = state.records(mapping.name), state.paused().get(mapping.name)
     state.close()
     async with await connect(config.postgres.dsn) as connection:
-        await connection.execute("SET default_transaction_read_only = on; SET row_security = off")
+        await connection.execute(
+            "SET default_transaction_read_only = on; SET row_security = off; SET statement_timeout = 0"
+        )
         relation = await _relation(connection, mapping, config.postgres.publication)
         request = Request(mapping.name, request.condition, await _printed(connection, relation, mapping, request.keys))
         entry = CopyState(
