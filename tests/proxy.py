@@ -159,7 +159,7 @@ class Proxy:
 
 
 def _without(names: tuple[str, ...], startup: bytes) -> bytes:
-    """Take parameters out of a startup packet: its length, the protocol's version, names and values, each with a NUL."""
+    """Take parameters out of a startup packet: length, protocol version, names and values, each with a NUL behind."""
     texts = startup[8:].split(b"\0")
     pairs = [pair for pair in zip(texts[::2], texts[1::2], strict=False) if pair[0]]
     kept = b"".join(name + b"\0" + value + b"\0" for name, value in pairs if name.decode() not in names) + b"\0"

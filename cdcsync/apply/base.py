@@ -51,7 +51,7 @@ class Limits:
     batch: Mapping[Op, int]
     max_parallel: int
     bulk_from: int | None = None
-    bulk_records: int = 25_000
+    bulk_records: int = 100_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class BatchConfig(Table):
 
     max_wait: Duration = 0.5
     """Freshness against folding: how long a change may wait for others."""
-    max_memory: Size = 128 << 20
+    max_memory: Size = 256 << 20
     """Memory for pending rows; beyond it they live in the journal alone."""
 
 

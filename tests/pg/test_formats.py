@@ -32,7 +32,7 @@ async def make_adverse(db: Setup, *names: str) -> None:
 
 
 async def test_pins_outweigh_every_setting_of_the_database(db: Setup) -> None:
-    """With all of them set against us, both kinds of connection print what is expected, and rows come as they should."""
+    """With all of them set against us, both kinds of connection print what is expected, and so do rows."""
     await make_adverse(db, *ADVERSE)
     async with await connect(db.dsn) as ordinary, await connect(db.dsn, replication=True) as replication:
         await verify_formats(ordinary, "ordinary")
@@ -45,7 +45,7 @@ async def test_pins_outweigh_every_setting_of_the_database(db: Setup) -> None:
 
 @pytest.mark.parametrize("setting", ADVERSE)
 async def test_dropped_options_are_noticed(db: Setup, setting: str) -> None:
-    """A proxy that drops the connection's options is refused at the first connection, by the setting that reveals it."""
+    """A proxy that drops the connection's options is refused at the first connection, and the setting is named."""
     await make_adverse(db, setting)
     with Proxy(db.dsn) as proxy:
         proxy.drop_parameters("options", "client_encoding")

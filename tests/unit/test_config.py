@@ -152,7 +152,7 @@ def test_the_smallest_file_loads_with_the_documented_defaults(tmp_path: Path) ->
     assert config.postgres.dsn == "postgresql:///shop"
     assert (config.postgres.slot, config.postgres.publication, config.postgres.create) == ("cdcsync", "cdcsync", True)
     assert (config.postgres.warn_lag, config.postgres.failover) == (1 << 30, "auto")
-    assert (config.batch.max_wait, config.batch.max_memory) == (0.5, 128 << 20)
+    assert (config.batch.max_wait, config.batch.max_memory) == (0.5, 256 << 20)
     assert (config.state.path, config.state.max_journal) == (Path("/var/lib/cdcsync/state.db"), 10 << 30)
     assert (config.status.listen, config.log.level, config.log.format) == ("127.0.0.1:9187", "info", "auto")
     salesforce = config.crm["salesforce"]
