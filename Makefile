@@ -2,6 +2,7 @@
 #   make demo              the whole thing on your machine, until Ctrl-C (make demo SECONDS=30: ends by itself)
 #   make test              all tests in random order; prints the seed (again: make test ARGS=--randomly-seed=N)
 #   make check             what CI runs
+#   make fuzz              the stream's reader against made-up bytes (CDCSYNC_FUZZ_SECONDS=600)
 
 # The first interpreter that is new enough; override with make PYTHON=/path/to/python.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
