@@ -3,6 +3,7 @@
 #   make test              all tests in random order; prints the seed (again: make test ARGS=--randomly-seed=N)
 #   make test-postgres     the tests that need a server, on another PostgreSQL: PGBIN=/usr/lib/postgresql/17/bin
 #   make check             what CI runs
+#   make fuzz              the stream's reader against made-up bytes (CDCSYNC_FUZZ_SECONDS=600)
 
 # The first interpreter that is new enough; override with make PYTHON=/path/to/python.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \

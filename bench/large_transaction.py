@@ -4,9 +4,9 @@
 
 An embedded PostgreSQL, a sandbox Salesforce and the daemon with one mapping and default settings, each in a process of
 its own. One transaction makes ROWS row changes (a million unless said otherwise) to KEYS rows (a tenth of ROWS), once
-read with protocol 1 ("plain": the server sends it after its commit) and once with postgres.streaming. With KEYS = ROWS
-all are inserts, and the CRM has to take every one; reading then goes no faster than the CRM, once the memory for
-pending rows is full. Else the changes of a row are folded.
+read with protocol 1 ("plain": the server sends it after its commit) and once with postgres.streaming. The changes of a
+row are folded. With KEYS = ROWS all are inserts, and the CRM has to take every one; reading then goes no faster than
+the CRM, once the memory for pending rows is full.
 
 "read" is the time from the statement's start until the daemon has the whole transaction, "sent" until the CRM has it.
 The peak of resident memory is the kernel's figure (VmHWM) at that moment, processor time that of all threads.
@@ -54,7 +54,7 @@ key = {{ External_Id__c = "id" }}
 fields = {{ Name = "name" }}
 """
 TRANSACTION = """
-    INSERT INTO items SELECT 1 + i %% %(keys)s, 'Row ' || i FROM generate_series(0, %(keys)s - 1) i;
+    INSERT INTO items SELECT i, 'Row ' || i FROM generate_series(1, {keys}) i;
     DO $$ BEGIN FOR n IN 2..{rounds} LOOP UPDATE items SET name = 'Row ' || id || '/' || n; END LOOP; END $$;
 """
 
@@ -98,7 +98,7 @@ def measure(way: str, rows: int, keys: int) -> Figures:
         process = psutil.Process(running.pid)
         began, before = time.monotonic(), _processor(process)
         connection.execute("BEGIN")
-        connection.execute(TRANSACTION.format(rounds=rows // keys).replace("%(keys)s", str(keys)).replace("%%", "%"))
+        connection.execute(TRANSACTION.format(keys=keys, rounds=rows // keys))
         connection.execute("COMMIT")
         ((tip,),) = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
         _until(running, lambda now: now.source.received_lsn >= tip - 64)

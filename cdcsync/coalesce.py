@@ -24,7 +24,7 @@ from cdcsync.model import ABSENT, Change, ChangeKind, Position, Relation, Text
 from cdcsync.wal.decode import join_tuple, split_tuple
 
 _UNCHANGED = b"u"
-_OVERHEAD = 400
+_OVERHEAD = 600
 """Bytes that a pending row costs beside its tuple: the object, its key, its places in dicts (measured)."""
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -24,17 +26,24 @@ class Link:
         self.client = client
         self.server = server
         self.threads = [
-            threading.Thread(target=self._pump, args=(client, server, proxy.upward), daemon=True),
+            threading.Thread(target=self._pump, args=(client, server, proxy.upward, proxy.greeting), daemon=True),
             threading.Thread(target=self._pump, args=(server, client, proxy.downward), daemon=True),
         ]
         for thread in self.threads:
             thread.start()
 
-    def _pump(self, source: socket.socket, target: socket.socket, flowing: threading.Event) -> None:
+    def _pump(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        flowing: threading.Event,
+        first: Callable[[bytes], bytes] = bytes,
+    ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
                 flowing.wait()
-                target.sendall(data)
+                target.sendall(first(data))
+                first = bytes
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
@@ -71,6 +80,8 @@ class Proxy:
         self.upward = threading.Event()
         self.downward = threading.Event()
         self._refusing = False
+        self.greeting: Callable[[bytes], bytes] = bytes
+        """What becomes of the first bytes that each client sends."""
         self.links: list[Link] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -105,6 +116,10 @@ class Proxy:
         """Let everything pass again."""
         self.downward.set()
         self.upward.set()
+
+    def drop_parameters(self, *names: str) -> None:
+        """Leave out these parameters of new connections, as connection poolers do with those that they do not know."""
+        self.greeting = partial(_without, names)
 
     def __enter__(self) -> Self:
         self.flow()
@@ -141,3 +156,11 @@ class Proxy:
             server.close()
             return None
         return server
+
+
+def _without(names: tuple[str, ...], startup: bytes) -> bytes:
+    """Take parameters out of a startup packet: length, protocol version, names and values, each with a NUL behind."""
+    texts = startup[8:].split(b"\0")
+    pairs = [pair for pair in zip(texts[::2], texts[1::2], strict=False) if pair[0]]
+    kept = b"".join(name + b"\0" + value + b"\0" for name, value in pairs if name.decode() not in names) + b"\0"
+    return (8 + len(kept)).to_bytes(4, "big") + startup[4:8] + kept

@@ -138,6 +138,15 @@ async def test_logical_messages(db: Setup) -> None:
     assert messages == [(False, "p", b"alone"), (True, "p", b"within")]
 
 
+async def test_messages_come_only_on_request(db: Setup) -> None:
+    """Without a prefix in the config the server is not asked for any."""
+    async with reading(db) as reader:
+        await db.execute("SELECT pg_logical_emit_message(false, 'p', 'alone')")
+        await db.execute("INSERT INTO t VALUES (1)")
+        await reader.commits_reach(1)
+    assert not any(isinstance(event, LogicalMessage) for event in reader.events)
+
+
 async def test_relations_follow_the_table(db: Setup) -> None:
     """Each row has the shape of its moment; the same shape is the same object, also after it was sent again."""
     async with reading(db) as reader:

@@ -55,6 +55,9 @@ publication  = "cdcsync"
 create       = false
 warn_lag     = "2GB"
 failover     = true
+streaming    = true
+origin       = "none"
+messages     = ["deploy", "marker"]
 
 [batch]
 max_wait     = "2s"
@@ -153,6 +156,7 @@ def test_the_smallest_file_loads_with_the_documented_defaults(tmp_path: Path) ->
     assert config.postgres.dsn == "postgresql:///shop"
     assert (config.postgres.slot, config.postgres.publication, config.postgres.create) == ("cdcsync", "cdcsync", True)
     assert (config.postgres.warn_lag, config.postgres.failover) == (1 << 30, "auto")
+    assert (config.postgres.streaming, config.postgres.origin, config.postgres.messages) == (False, "any", ())
     assert (config.batch.max_wait, config.batch.max_memory) == (0.5, 256 << 20)
     assert (config.state.path, config.state.max_journal) == (Path("/var/lib/cdcsync/state.db"), 10 << 30)
     assert (config.status.listen, config.log.level, config.log.format) == ("127.0.0.1:9187", "info", "auto")
@@ -186,6 +190,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     """All that this release has can be set, and arrives parsed."""
     config = read(tmp_path, FULL)
     assert (config.postgres.create, config.postgres.warn_lag, config.postgres.failover) == (False, 2 << 30, True)
+    assert (config.postgres.streaming, config.postgres.origin) == (True, "none")
+    assert config.postgres.messages == ("deploy", "marker")
     assert (config.batch.max_wait, config.batch.max_memory, config.status.listen) == (2.0, 64 << 20, None)
     salesforce, portal = config.crm["salesforce"], config.crm["portal"]
     assert isinstance(salesforce, SalesforceConfig)
