@@ -162,7 +162,8 @@ async def published_columns(
         return {}
     sent: dict[str, frozenset[str]] = {}
     for table, columns in await rows(connection, _PUBLISHED, [publication, list(tables)]):
-        sent[table] = sent.get(table, frozenset(columns)) & frozenset(columns)
+        here = frozenset(columns or ())  # a table may have none
+        sent[table] = sent.get(table, here) & here
     return sent
 
 

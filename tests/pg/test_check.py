@@ -143,7 +143,8 @@ async def test_a_deferrable_key_is_found(pg: str, database: psycopg.Connection[A
     """Two rows may share such a key inside a transaction, and the stream could not tell which of them moves on."""
     database.execute("ALTER TABLE customers DROP CONSTRAINT customers_pkey, ADD PRIMARY KEY (id) DEFERRABLE")
     database.execute("ALTER TABLE customers REPLICA IDENTITY FULL")
-    assert "overwrite each other" in (await only_cross(config(pg))).message
+    found = [cross.message for cross in crosses(await check_source(config(pg)))]
+    assert any("overwrite each other" in message for message in found), found
 
 
 @pytest.fixture
