@@ -22,10 +22,10 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
-from cdcsync.config import Config, CrmConfig, HubspotConfig
+from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
-from cdcsync.errors import CdcsyncError, SourceUnavailableError, StateError
+from cdcsync.errors import CdcsyncError, SourceError, SourceUnavailableError, StateError
 from cdcsync.guard import Finding, Guard, publish, survey
 from cdcsync.lane import THREAD_PREFIX, Lane
 from cdcsync.model import Relation, format_lsn
@@ -271,9 +271,21 @@ async def prepare(
                 place = one.sight.relation.namespace, one.sight.relation.name, postgres.publication
                 for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
                     one.route.check(shape)
+                await _check_key(connection, one.route.config, one.sight.relation)
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
     return await _identity(config, state, info, system, log), found
+
+
+async def _check_key(connection: Connection, one: MapConfig, relation: Relation) -> None:
+    """Refuse a key that two rows may share for a moment: the stream does not say which of them moves on."""
+    if await catalog.uniqueness(connection, relation, one.key_column) == "deferred":
+        raise SourceError(
+            f"map {one.name}: the key {one.key_column} of {relation.table} is unique only at the end of a transaction"
+            " (DEFERRABLE), so that changes of keys cannot be followed",
+            hint="make its constraint NOT DEFERRABLE, add a unique index (CREATE UNIQUE INDEX CONCURRENTLY), or map"
+            " another key",
+        )
 
 
 async def _identity(

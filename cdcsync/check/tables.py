@@ -20,20 +20,12 @@ from cdcsync.wal.catalog import (
     load_types,
     rows,
     server_version,
+    uniqueness,
 )
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.coverage import filter_problems, generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
 from cdcsync.wal.published import load_publication, quoted
-
-_UNIQUE = """
-    SELECT EXISTS (
-        SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %s
-        WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid AND i.indimmediate
-          AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum
-          AND i.indpred IS NULL
-    )
-"""
 
 _READABLE = """
     SELECT has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid) FROM pg_class c WHERE c.oid = %s
@@ -80,8 +72,7 @@ async def _mapping(connection: Connection, one: MapConfig, types: Mapping[int, i
 
 async def _key(connection: Connection, one: MapConfig, relation: Relation) -> Finding:
     subject = f"map {one.name}: key {one.key_column}"
-    ((unique,),) = await rows(connection, _UNIQUE, [one.key_column, relation.oid])
-    if unique:
+    if await uniqueness(connection, relation, one.key_column) == "at once":
         return Finding(subject, ok=True, message="unique in the database")
     return Finding(
         subject,

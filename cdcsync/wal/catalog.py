@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import psycopg
 from psycopg import sql
@@ -35,6 +35,13 @@ _COLUMNS = """
     FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
     WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
     ORDER BY a.attnum
+"""
+
+_UNIQUE = """
+    SELECT coalesce(bool_or(i.indimmediate), false), coalesce(bool_or(NOT i.indimmediate), false)
+    FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %s
+    WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid
+      AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL
 """
 
 # An order that every row has a place of its own in: no NULL, no condition, no expression, checked at once.
@@ -130,6 +137,12 @@ async def load_relation(
         or (not kind if published is None else name in published and (not kind or _generated_too(connection)))
     ]
     return Relation(oid, schema, table, identity, tuple(columns))
+
+
+async def uniqueness(connection: Connection, relation: Relation, column: str) -> Literal["at once", "deferred"] | None:
+    """Tell whether an index keeps a column's values unique: at each moment, or only at a transaction's end."""
+    ((at_once, deferred),) = await rows(connection, _UNIQUE, [column, relation.oid])
+    return "at once" if at_once else "deferred" if deferred else None
 
 
 async def load_leaves(

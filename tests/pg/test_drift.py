@@ -546,6 +546,15 @@ async def test_a_changed_mapping_is_compared(scene: Scene) -> None:
         await scene.until("domain", **{"1": "one.com", "2": "two.com"})
 
 
+async def test_a_deferrable_key_is_refused_at_the_start(scene: Scene) -> None:
+    """Two rows may share it inside a transaction: ``SET id = id + 1`` would be followed wrongly."""
+    scene.execute(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE", "ALTER TABLE t REPLICA IDENTITY FULL"
+    )
+    with pytest.raises(SourceError, match="unique only at the end of a transaction"):
+        await Service(scene.config(), structlog.get_logger()).run()
+
+
 async def test_a_mistake_in_a_new_mapping_is_a_config_error(scene: Scene) -> None:
     """Only what fitted before can drift: a wrong column in the config ends the start, whatever the policy."""
     scene.policy = "warn"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
+
 from cdcsync.coalesce import Event, Fold
 from cdcsync.model import ABSENT, Begin, Change, Commit, Position, Truncate
 from cdcsync.wal.connect import Connection, connect
@@ -12,6 +14,12 @@ from tests.pg.reading import Reader, Setup, reading, set_up
 
 HEX = "(SELECT string_agg(md5(i::text || {0}), '') FROM generate_series(1, 300) AS i)"
 """A value that is stored outside its row, and cannot be compressed."""
+
+
+@pytest.fixture
+def pg(each_pg: str) -> str:
+    """Run these tests on each server at hand."""
+    return each_pg
 
 
 def key_of(raw: bytes) -> str:
