@@ -43,6 +43,9 @@ Make: TypeAlias = Callable[[Route, CopyState], Awaitable[Backfill]]
 COPY_ROOM = 20_000
 """Rows that a lane may have pending before a copy waits."""
 SWEEP_PAGE = 5_000
+SWEEP_FREELY = 100
+SWEEP_SHARE = 0.1
+"""So many records, or that share of a mapping's, may a sweep delete that nobody was told of; beyond both it asks."""
 LOOK_SECONDS = 0.2
 RETRY_SECONDS = 2.0
 
@@ -67,6 +70,9 @@ class Surroundings(Protocol):
     async def tick(self) -> None:
         """Write everything down now."""
 
+    def pause(self, route: Route, reason: str) -> None:
+        """Pause a mapping until a person lets it go on."""
+
     async def after_tick(self, ask: Callable[[State], T]) -> T:
         """Ask the state file right after a tick, before anything else is written."""
 
@@ -85,6 +91,8 @@ class Copy:
     backfill: Backfill | None = None
     met: set[str] = field(default_factory=set)
     dirty: bool = False
+    asked: bool = False
+    """Whether a person was asked if many records may be deleted."""
     began: tuple[float, int] | None = None
     """When this process began to read (monotonic), and the rows that had been read before."""
 
@@ -138,7 +146,7 @@ class Copies:
             if found is None or entry.mapping in self._by_mapping or entry.id in self._finished:
                 continue
             lane, route = found
-            if route.config.backfill or not entry.automatic:
+            if route.config.backfill or entry.asker != "config":
                 self._by_mapping[entry.mapping] = Copy(lane, route, entry)
 
     # --- what the stream brings
@@ -193,7 +201,8 @@ class Copies:
         """Run a lane's copies for ever, parents first, one at a time.
 
         ``look`` has the tables looked at, and mappings paused whose table has changed. Raises SourceError or
-        ConfigError where the first copy of a mapping is not possible; another copy is given up.
+        ConfigError where a copy that the config asks for is not possible. What a person asked for is given up then, and
+        what the daemon needs pauses the mapping.
         """
         while True:
             copy = self._next(lane)
@@ -210,10 +219,16 @@ class Copies:
             except (SourceError, ConfigError) as error:
                 if await self._has_changed(copy, make, look):
                     continue
-                if copy.entry.automatic:
+                if copy.entry.asker == "config":
                     raise
-                self._log.error("copy given up", map=copy.route.name, error=error.message, hint=error.hint)
-                await self._finish(copy, error.message)
+                self._log.error("copy not possible", map=copy.route.name, error=error.message, hint=error.hint)
+                if copy.entry.asker == "person":
+                    await self._finish(copy, error.message)
+                else:
+                    copy.backfill = None
+                    self._around.pause(
+                        copy.route, f"it has to be compared, and cannot be: {error.message}; {error.hint}"
+                    )
 
     @staticmethod
     async def _has_changed(copy: Copy, make: Make, look: Callable[[], Awaitable[None]]) -> bool:
@@ -295,7 +310,21 @@ class Copies:
         await self._around.tick()
         self._log.info("sweep done", map=copy.route.name, deleted=deleted)
 
+    async def _ask_first(self, copy: Copy) -> None:
+        """Pause a mapping whose sweep would delete many records; to resume it is to say that they may go."""
+        unmet, known = await self._around.after_tick(methodcaller("count_unmet", copy.entry))
+        if copy.entry.asker == "person" or copy.asked or unmet <= max(SWEEP_FREELY, SWEEP_SHARE * known):
+            return
+        copy.asked = True
+        self._around.pause(
+            copy.route,
+            f"{unmet} of {known} records have no row in {copy.shape.table} any more ({copy.entry.reason});"
+            f" cdcsync resume {copy.route.name} deletes them",
+        )
+        raise Paused
+
     async def _sweep_all(self, copy: Copy) -> int:
+        await self._ask_first(copy)
         deleted, start = 0, ""
         while True:
             await self._room(copy)

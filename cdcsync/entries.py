@@ -13,6 +13,10 @@ DriftMark: TypeAlias = Literal["kept", "passed over"]
 """What becomes of a table's rows while its mapping is paused because the table changed."""
 
 
+Asker: TypeAlias = Literal["config", "daemon", "person"]
+"""Who wants a copy; of two requests that become one the later in this order counts."""
+
+
 class Identity(NamedTuple):
     """What the checkpoint is bound to: a stream position means nothing to another cluster, database or slot."""
 
@@ -71,9 +75,9 @@ class CopyState:
     """A copy of a mapping's rows: asked for, under way (``started``) or ``finished`` (Unix time).
 
     It reads the whole table unless ``condition`` (SQL) or ``keys`` (external keys) say less. With ``sweep`` the records
-    that neither it nor the stream met are deleted at its end. ``automatic``: made because the config wants the
-    mapping's rows copied. ``cursor`` is the last key read, as texts of the key columns; ``read``: no row comes
-    after it. ``error`` says why it was given up.
+    that neither it nor the stream met are deleted at its end. ``asker``: the config wants the mapping's rows copied,
+    the daemon knows that changes may be missing, or a person asked, and was told what that may delete. ``cursor`` is
+    the last key read, as texts of the key columns; ``read``: no row comes after it. ``error`` says why it was given up.
     """
 
     id: int
@@ -83,7 +87,7 @@ class CopyState:
     condition: str | None = None
     keys: tuple[str, ...] = ()
     sweep: bool = False
-    automatic: bool = False
+    asker: Asker = "daemon"
     started: bool = False
     cursor: tuple[str, ...] | None = None
     rows: int = 0

@@ -246,7 +246,7 @@ class Pipeline:
         for route, relation in truncated.values():
             self.copies.note_truncate(route, self._transaction.xid)
             if route.config.on_truncate == "pause":
-                self._pause(route, f"{relation.table} was truncated; the CRM still holds its records")
+                self.pause(route, f"{relation.table} was truncated; the CRM still holds its records")
             self.log.warning("table truncated", map=route.name, table=relation.table, policy=route.config.on_truncate)
 
     # --- a table that changes
@@ -265,7 +265,7 @@ class Pipeline:
             return
         route.drift_mark = "kept" if drift.readable else "passed over"
         self._drifted.append((route.name, route.drift_mark))
-        self._pause(route, f"{drift.reason}; {drift.hint}")
+        self.pause(route, f"{drift.reason}; {drift.hint}")
 
     def adopt(self, route: Route, sight: TableSight, compare: str | None) -> None:
         """Take a table, as it is, for the mapping's; ``compare`` is why the CRM has to be compared with all of it."""
@@ -276,9 +276,12 @@ class Pipeline:
         self._served.clear()
         if compare is not None and route.config.backfill:
             self.resync(route, compare)
+        elif compare is not None:
+            self.log.error("rows may be missing, and backfill = false", map=route.name, reason=compare)
         self._seen[route.name] = seen
 
-    def _pause(self, route: Route, reason: str) -> None:
+    def pause(self, route: Route, reason: str) -> None:
+        """Pause a mapping until a person lets it go on; its changes are kept."""
         route.paused = reason
         self._pauses[route.name] = reason, time.time()
 

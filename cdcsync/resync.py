@@ -120,6 +120,7 @@ def ask(config: Config, request: Request, prediction: Prediction) -> None:
         time.time(),
         condition=request.condition,
         keys=request.keys,
+        asker="person",
         estimate=prediction.rows,
     )
     state.close()

@@ -19,14 +19,14 @@ from typing import Any
 from cdcsync.backlog import COLD
 from cdcsync.claim import Claim
 from cdcsync.coalesce import PendingRow
-from cdcsync.entries import Checkpoint, CopyState, DriftMark, Identity, Job, Known, Reject, Seen, Tick
+from cdcsync.entries import Asker, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Reject, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 from cdcsync.state_file import StateFile
 
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
 _COPY = (
-    "id, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, rows, estimate, read, "
+    "id, mapping, reason, requested, condition, keys, sweep, asker, started, cursor, rows, estimate, read, "
     "finished, error"
 )
 _WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
@@ -125,7 +125,7 @@ class State:
 
     def _copy_anew(self, reason: str) -> None:
         self._db.execute("DELETE FROM met")
-        self._db.execute("DELETE FROM copy WHERE automatic OR finished IS NOT NULL")
+        self._db.execute("DELETE FROM copy WHERE asker = 'config' OR finished IS NOT NULL")
         self._db.execute(
             "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
         )
@@ -216,6 +216,7 @@ class State:
         condition: str | None = None,
         keys: Sequence[str] = (),
         sweep: bool = True,
+        asker: Asker = "daemon",
         estimate: int = 0,
     ) -> None:
         """Ask for a mapping's rows to be copied: all, those that meet a ``condition`` (SQL), or those with ``keys``.
@@ -225,7 +226,9 @@ class State:
         all rows that has not begun takes a further one in.
         """
         with self._transaction():
-            self._request(mapping, reason, now, sweep=sweep, condition=condition, keys=keys, estimate=estimate)
+            self._request(
+                mapping, reason, now, sweep=sweep, condition=condition, keys=keys, asker=asker, estimate=estimate
+            )
 
     def want_copy(self, mapping: str, now: float) -> None:
         """Ask for a mapping's first copy unless all its rows are, or are going to be, copied already."""
@@ -233,7 +236,7 @@ class State:
             whole = f"SELECT 1 FROM copy WHERE mapping = ? AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
             if self._db.execute(whole, (mapping,)).fetchone() is None:
                 unseen = self._meta(f"sweep:{mapping}")
-                self._request(mapping, unseen or "first copy", now, sweep=unseen is not None, automatic=True)
+                self._request(mapping, unseen or "first copy", now, sweep=unseen is not None, asker="config")
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"sweep:{mapping}",))
 
     def _request(
@@ -245,22 +248,22 @@ class State:
         sweep: bool,
         condition: str | None = None,
         keys: Sequence[str] = (),
-        automatic: bool = False,
+        asker: Asker = "daemon",
         estimate: int = 0,
     ) -> None:
         sweep = sweep and condition is None
         if condition is None and not keys:
             taken = self._db.execute(
-                "UPDATE copy SET sweep = sweep OR ?, automatic = automatic AND ?, reason = ? WHERE mapping = ? "  # noqa: S608 — constant
+                "UPDATE copy SET sweep = sweep OR ?, asker = max(asker, ?), reason = ? WHERE mapping = ? "  # noqa: S608 — constant
                 f"AND NOT started AND finished IS NULL AND {_WHOLE_TABLE}",
-                (sweep, automatic, reason, mapping),
+                (sweep, asker, reason, mapping),
             )
             if taken.rowcount:
                 return
         self._db.execute(
-            "INSERT INTO copy (mapping, reason, requested, condition, keys, sweep, automatic, estimate) "
+            "INSERT INTO copy (mapping, reason, requested, condition, keys, sweep, asker, estimate) "
             "VALUES (?,?,?,?,?,?,?,?)",
-            (mapping, reason, now, condition, json.dumps(list(keys)) if keys else None, sweep, automatic, estimate),
+            (mapping, reason, now, condition, json.dumps(list(keys)) if keys else None, sweep, asker, estimate),
         )
 
     def copies(self) -> list[CopyState]:
@@ -301,6 +304,16 @@ class State:
             {"copy": entry.id, "mapping": self._mapping_id(entry.mapping), "start": start, "limit": limit},
         )
         return [key for (key,) in rows]
+
+    def count_unmet(self, entry: CopyState) -> tuple[int, int]:
+        """Return how many records of a mapping nobody met, and how many the CRM is known to hold."""
+        (counts,) = self._db.execute(
+            "SELECT count(*) - count(met.key), count(*) FROM ledger s "
+            "LEFT JOIN met ON met.copy = :copy AND met.key = s.key "
+            "WHERE mapping = :mapping AND NOT (lsn = 0 AND ordinal = 0)",
+            {"copy": entry.id, "mapping": self._mapping_id(entry.mapping)},
+        ).fetchall()
+        return counts[0], counts[1]
 
     def met(self, number: int) -> set[str]:
         """Return the keys that a copy has met."""
@@ -614,7 +627,7 @@ class State:
 
 
 def _copy(row: Sequence[Any]) -> CopyState:
-    number, mapping, reason, requested, condition, keys, sweep, automatic, started, cursor, *rest = row
+    number, mapping, reason, requested, condition, keys, sweep, asker, started, cursor, *rest = row
     rows, estimate, read, finished, error = rest
     return CopyState(
         id=number,
@@ -624,7 +637,7 @@ def _copy(row: Sequence[Any]) -> CopyState:
         condition=condition,
         keys=tuple(json.loads(keys)) if keys else (),
         sweep=bool(sweep),
-        automatic=bool(automatic),
+        asker=asker,
         started=bool(started),
         cursor=tuple(json.loads(cursor)) if cursor else None,
         rows=rows,

@@ -41,7 +41,7 @@ CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL N
 COPIES = """
 CREATE TABLE copy (
   id INTEGER PRIMARY KEY AUTOINCREMENT, mapping TEXT NOT NULL, reason TEXT NOT NULL, requested REAL NOT NULL,
-  condition TEXT, keys TEXT, sweep INTEGER NOT NULL, automatic INTEGER NOT NULL, started INTEGER NOT NULL DEFAULT 0,
+  condition TEXT, keys TEXT, sweep INTEGER NOT NULL, asker TEXT NOT NULL, started INTEGER NOT NULL DEFAULT 0,
   cursor TEXT, rows INTEGER NOT NULL DEFAULT 0, estimate INTEGER NOT NULL DEFAULT 0, read INTEGER NOT NULL DEFAULT 0,
   finished REAL, error TEXT);
 CREATE TABLE met (copy INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (copy, key)) WITHOUT ROWID;
@@ -51,9 +51,9 @@ MIGRATIONS = {
     # A copy that had to sweep at its end kept what it met in memory: it begins anew.
     1: COPIES  # noqa: S608 — two constants
     + """
-INSERT INTO copy (mapping, reason, requested, sweep, automatic, started, cursor, rows, estimate, read, finished)
+INSERT INTO copy (mapping, reason, requested, sweep, asker, started, cursor, rows, estimate, read, finished)
   SELECT m.name, CASE WHEN s.key IS NULL THEN 'first copy' ELSE 'changes went unseen' END,
-    strftime('%s', 'now'), s.key IS NOT NULL, 1, s.key IS NULL,
+    strftime('%s', 'now'), s.key IS NOT NULL, 'config', s.key IS NULL,
     CASE WHEN s.key IS NULL THEN b.cursor END, CASE WHEN s.key IS NULL THEN b.rows ELSE 0 END, b.estimate,
     s.key IS NULL AND b.done, CASE WHEN s.key IS NULL AND b.done THEN strftime('%s', 'now') END
   FROM backfill b JOIN mapping m ON m.id = b.mapping LEFT JOIN meta s ON s.key = 'sweep:' || m.name;

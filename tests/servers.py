@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import psycopg
+import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdcsync.demo.postgres import EmbeddedPostgres
@@ -58,6 +59,13 @@ def server_names() -> list[str]:
         return ["chosen"]
     installed = sorted(int(path.parent.parent.name) for path in SYSTEM.glob("[0-9]*/bin/postgres"))
     return ["chosen", "embedded-18", *(f"system-{version}" for version in installed if version >= OLDEST)]
+
+
+def needs(dsn: str, major: int) -> None:
+    """Skip the test on a server of an older major version."""
+    with psycopg.connect(dsn) as connection:
+        if connection.info.server_version < major * 10000:
+            pytest.skip(f"needs PostgreSQL {major}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.snapshot import Backfill
 from tests.pg.copying import LOG, Copy, SlotStream, copy_of, describe, execute
 from tests.polling import eventually_async
+from tests.servers import needs
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ async def test_rows_written_before_their_table_was_published(prepared_server: Em
 
 async def test_a_users_publication_limits_the_copy_too(pg: str) -> None:
     """Rows that its row filter leaves out, and columns that are not in its list, are not read, nor unasked ones."""
+    needs(pg, 15)
     execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, name text, secret text)",

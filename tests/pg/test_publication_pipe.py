@@ -10,6 +10,7 @@ import pytest
 from cdcsync.errors import SourceError
 from cdcsync.sandbox.server import SandboxThread
 from tests.pg.piping import Pipe, execute, mapping
+from tests.servers import needs
 
 LARGE = "(SELECT string_agg(md5(i::text || id), '') FROM generate_series(1, 300) AS i)"
 """More than fits in a row, and not compressible."""
@@ -17,6 +18,7 @@ LARGE = "(SELECT string_agg(md5(i::text || id), '') FROM generate_series(1, 300)
 
 async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
     """A row that comes to meet the where is made, one that ceases to is deleted; large values come along."""
+    needs(pg, 15)
     execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, live bool NOT NULL, name text, large text)",

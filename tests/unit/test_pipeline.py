@@ -19,7 +19,7 @@ from cdcsync.apply.base import Finding, Limits, Wanted
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.config import MapConfig
-from cdcsync.copies import COPY_ROOM, Copy, Paused
+from cdcsync.copies import COPY_ROOM, SWEEP_FREELY, Copy, Paused
 from cdcsync.entries import CopyState, Known
 from cdcsync.errors import StateError
 from cdcsync.lane import Lane
@@ -371,6 +371,31 @@ def test_a_sweep_finds_rows_that_never_reached_the_crm(tmp_path: Path) -> None:
             await at.settled()
             assert at.crm.keys("Account") == {"here"}
             assert at.lane.rejected == 0
+
+    run(work)
+
+
+def test_a_sweep_that_nobody_was_told_of_asks_before_it_deletes_many_records(tmp_path: Path) -> None:
+    """The mapping pauses and says how many; resumed they go. What a person asked for was told before."""
+    crm = MemoryCrm()
+    keys = [f"{number:03}" for number in range(SWEEP_FREELY + 5)]
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.commit(*(insert(COMPANIES, key, "x") for key in keys))
+            await at.settled()
+        with opened(tmp_path) as state:
+            state.unbind()
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            copy = await at.under_way("companies")
+            with pytest.raises(Paused):
+                await at.pipeline.copies._sweep(copy)
+            assert f"{len(keys)} of {len(keys)} records" in (at.route("companies").paused or "")
+            assert at.crm.keys("Account") == set(keys)
+            at.route("companies").paused = None
+            await at.pipeline.copies._sweep(copy)
+            await at.settled()
+            assert at.crm.keys("Account") == set()
 
     run(work)
 

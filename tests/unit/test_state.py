@@ -159,7 +159,7 @@ def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
     assert state.known("m", ["k"]) == {"k": known}
     state.want_copy("m", 3.0)
     (copy,) = state.copies()
-    assert (copy.sweep, copy.automatic, copy.reason) == (True, True, "the slot was given up")
+    assert (copy.sweep, copy.asker, copy.reason) == (True, "config", "the slot was given up")
     state.finish_copy(copy, 4.0)
     state.want_copy("m", 5.0)
     assert state.copies() == []
@@ -225,13 +225,13 @@ def test_requests_for_a_resync_are_kept_and_taken_together(tmp_path: Path) -> No
     State.open(path).close()
     beside = State.beside(path)
     beside.request_resync("m", "drift", 1.0, sweep=False)
-    beside.request_resync("m", "by hand", 2.0)
+    beside.request_resync("m", "by hand", 2.0, asker="person")
     beside.request_resync("m", "by hand", 3.0, condition="a > 1", estimate=7)
     beside.request_resync("m", "by hand", 4.0, keys=["1", "2"])
     beside.close()
     state = State.open(path)
     whole, condition, keys = state.copies()
-    assert (whole.reason, whole.sweep, whole.whole, whole.automatic) == ("by hand", True, True, False)
+    assert (whole.reason, whole.sweep, whole.whole, whole.asker) == ("by hand", True, True, "person")
     assert (condition.condition, condition.sweep, condition.whole, condition.estimate) == ("a > 1", False, False, 7)
     assert (keys.keys, keys.sweep, keys.whole) == (("1", "2"), True, False)
     assert state.begin_copy(whole.id).started
