@@ -220,10 +220,14 @@ class Guard:
             if one.drift is not None:
                 self._pipeline.drift(one.route, one.drift)
         due = [one for one in found if one.fits and (gap or self._is_due(one))]
+        wrong = None
         if due or any(one.drift is not None and one.sight.publication is not None for one in found):
-            await self._mend(connection, found)
+            wrong = await self._mend(connection, found)
         for one in due:
-            self._adopt(one, gap)
+            if wrong is None:
+                self._adopt(one, gap)
+            else:
+                self._pipeline.drift(one.route, Drift(wrong.message, wrong.hint, readable=False))
         if self._gap is gap:
             self._gap = None
 
@@ -231,14 +235,13 @@ class Guard:
     def _is_due(one: Finding) -> bool:
         return bool(one.route.drift_mark or one.accepted or one.why_compare)
 
-    async def _mend(self, connection: Connection, found: Sequence[Finding]) -> None:
-        """Put the publication right; where that is not ours to do, pause the mappings that it lacks."""
+    async def _mend(self, connection: Connection, found: Sequence[Finding]) -> SourceError | None:
+        """Put the publication right; returns what is wrong with it where that is not ours to do."""
         try:
             await publish(connection, self._settings, found)
         except SourceError as error:
-            for one in found:
-                if one.fits and one.sight.publication is None:
-                    self._pipeline.drift(one.route, Drift(error.message, error.hint, readable=False))
+            return error
+        return None
 
     def _adopt(self, one: Finding, gap: str | None = None) -> None:
         """Let a mapping work on its table as it is now, and compare the CRM with it where rows may be missing."""

@@ -19,6 +19,7 @@ from cdcsync.demo.processes import get_json
 from cdcsync.errors import ConfigError, SourceError
 from cdcsync.sandbox.server import SandboxThread
 from cdcsync.service import Service
+from cdcsync.slot_life import make_slot
 from cdcsync.state import State
 from tests.polling import eventually_async
 
@@ -38,11 +39,12 @@ class Scene:
     fields: dict[str, Any] = field(default_factory=lambda: dict(FIELDS))
     table: str = "t"
     key: str = "id"
+    create: bool = True
 
     def config(self) -> Config:
         slot = psycopg.conninfo.conninfo_to_dict(self.dsn)["dbname"]
         document = {
-            "postgres": {"dsn": self.dsn, "slot": slot},
+            "postgres": {"dsn": self.dsn, "slot": slot, "create": self.create},
             "batch": {"max_wait": "10ms"},
             "state": {"path": str(self.directory / "state.db")},
             "status": {"listen": "off"},
@@ -426,6 +428,21 @@ async def test_an_altered_publication_is_put_right_and_compared(
         scene.execute(*gap)
         async with scene.running():
             await _after_gap(scene)
+
+
+@pytest.mark.parametrize("altered", ALTERED.values(), ids=ALTERED)
+async def test_somebody_elses_publication_pauses_what_it_does_not_carry(scene: Scene, altered: tuple[str, str]) -> None:
+    """With create = false the SQL is told; once it was run, and the mapping resumed, the table is compared."""
+    await make_slot(scene.config(), structlog.get_logger())
+    scene.create = False
+    async with scene.running():
+        await in_step(scene)
+        scene.execute(altered[0], "UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
+        await scene.until_paused("ALTER PUBLICATION")
+        assert scene.values("name") == {"1": "One", "2": "Two"}
+        scene.execute(altered[1])
+        scene.resume()
+        await scene.until("name", **{"1": "A"})
 
 
 async def _after_gap(scene: Scene) -> None:
