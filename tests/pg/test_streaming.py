@@ -12,7 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from cdcsync.errors import SourceError
-from cdcsync.model import ABSENT, Change, LogicalMessage, Progress
+from cdcsync.model import ABSENT, Begin, Change, Commit, LogicalMessage, Progress
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.options import VERSION_14
@@ -55,9 +55,20 @@ async def agree(db: Setup, streamed: Reader, plain: Reader) -> Sequence[Event]:
             return reader.source.received_lsn >= tip
 
         await eventually_async(there, timeout=60)
-    found = [[event for event in reader.events if not isinstance(event, Progress)] for reader in (streamed, plain)]
+    found = [told(reader) for reader in (streamed, plain)]
     assert found[0] == found[1]
     return found[0]
+
+
+def told(reader: Reader) -> list[Event]:
+    """Return what a reader got, without progress and without transactions that are empty: 13 and 14 send those too."""
+    found: list[Event] = []
+    for event in reader.events:
+        if isinstance(event, Commit) and found and isinstance(found[-1], Begin):
+            found.pop()
+        elif not isinstance(event, Progress):
+            found.append(event)
+    return found
 
 
 async def streamed_transactions(db: Setup) -> int:
