@@ -106,6 +106,7 @@ class Pipeline:
     """Mappings by the oid of a table and the names of those that it is a part of."""
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _last_write: asyncio.Future[None] | None = None
     _waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
     _jobs: int = 0
     _full: bool = False
@@ -400,6 +401,8 @@ class Pipeline:
             return await self.on_file(ask)
 
     async def _tick(self) -> None:
+        if self._last_write is not None:  # whoever asked for it may be gone: nothing is written behind one that failed
+            await asyncio.shield(self._last_write)
         if self.received_lsn == self.durable_lsn and not self._dirty:
             return
         tick = Tick(self.received_lsn, self.position, timeline=self.reader.timeline if self.reader else None)
@@ -410,6 +413,11 @@ class Pipeline:
         tick.resyncs, self._resyncs = self._resyncs, []
         tick.drifted, self._drifted = self._drifted, []
         tick.seen, self._seen = list(self._seen.items()), {}
+        self._last_write = asyncio.ensure_future(self._write(tick, copied))
+        # What was taken is nowhere else: a stop that cancels who asked (a copy, say) must not cancel the writing.
+        await asyncio.shield(self._last_write)
+
+    async def _write(self, tick: Tick, copied: Sequence[tuple[Route, int]]) -> None:
         await self.on_file(lambda state: state.write(tick))
         for name, *_ in tick.pauses:
             del self._pauses[name]

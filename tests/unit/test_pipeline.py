@@ -352,6 +352,29 @@ def test_a_pause_is_written_with_the_truncate_that_asked_for_it(tmp_path: Path) 
     run(work)
 
 
+def test_a_tick_whose_asker_is_cancelled_is_written_all_the_same(tmp_path: Path) -> None:
+    """A stop cancels copies in the middle of a tick: what it took is on disk before a later one moves the position."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies()) as at:
+            at.route("companies").paused = "by the test"
+            at.commit(insert(COMPANIES, "1", "a"))
+            busy = threading.Event()
+            before = asyncio.create_task(at.pipeline.on_file(lambda _: busy.wait(10)))
+            asking = asyncio.create_task(at.pipeline.after_tick(lambda _: None))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait([asking])
+            busy.set()
+            await before
+            at.commit()
+            await at.pipeline.tick()
+            assert at.state.pending() == {"companies": 1}
+
+    run(work)
+
+
 def test_a_sweep_finds_rows_that_never_reached_the_crm(tmp_path: Path) -> None:
     """Rows that waited or were parked when the slot was lost, and are gone now, are neither sent nor kept."""
     crm = MemoryCrm(judge=lambda _, record: Rejected("BAD", "bad") if record.key == "parked" else None)
