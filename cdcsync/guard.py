@@ -227,7 +227,8 @@ class Guard:
             if wrong is None:
                 self._adopt(one, gap)
             else:
-                self._pipeline.drift(one.route, Drift(wrong.message, wrong.hint, readable=False))
+                hint = f"{wrong.hint} Then cdcsync resume {one.route.name}; the table is compared again"
+                self._pipeline.drift(one.route, Drift(wrong.message, hint, readable=False))
         if self._gap is gap:
             self._gap = None
 

@@ -472,6 +472,33 @@ async def test_a_dropped_publication_is_an_alarm_and_a_comparison(scene: Scene, 
             await _after_gap(scene)
 
 
+LESS = {
+    "filter": ("t WHERE (id = '1')", "sends only rows of public.t"),
+    "columns": ("t (id, name)", "no column domain"),
+}
+"""How a publication comes to carry less of a table, and words of the reason for the pause."""
+
+
+@pytest.mark.parametrize(("listed", "words"), LESS.values(), ids=LESS)
+async def test_a_publication_that_is_not_ours_to_mend_pauses_what_it_carries_no_more(
+    scene: Scene, listed: str, words: str
+) -> None:
+    """A filter that the mapping does not know would look like rows that are gone: none of their records is deleted."""
+    async with scene.running():
+        await in_step(scene)
+    scene.create = False
+    async with scene.running():
+        await scene.the_others_go_on()
+        scene.execute(f"ALTER PUBLICATION cdcsync SET TABLE ONLY {listed}, ONLY u")
+        await scene.until_paused(words)
+        await scene.the_others_go_on()
+        scene.execute("UPDATE t SET name = 'A'")
+        scene.execute("ALTER PUBLICATION cdcsync SET TABLE ONLY t, ONLY u")
+        assert scene.values("name") == {"1": "One", "2": "Two"}
+        scene.resume()
+        await scene.until("name", **{"1": "A", "2": "A"})
+
+
 IN_PLACE = {
     "rewritten": "ALTER TABLE t ALTER COLUMN name TYPE text USING upper(name)",
     "made anew": "ALTER TABLE t DROP COLUMN name, ADD COLUMN name text DEFAULT 'NEW'",
