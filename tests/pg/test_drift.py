@@ -22,6 +22,7 @@ from cdcsync.service import Service
 from cdcsync.slot_life import make_slot
 from cdcsync.state import State
 from tests.polling import eventually_async
+from tests.servers import needs
 
 TABLE = "CREATE TABLE t (id text PRIMARY KEY, name text, domain text, note text)"
 OTHER = "CREATE TABLE u (id text PRIMARY KEY, email text)"
@@ -484,6 +485,7 @@ async def test_a_publication_that_is_not_ours_to_mend_pauses_what_it_carries_no_
     scene: Scene, listed: str, words: str
 ) -> None:
     """A filter that the mapping does not know would look like rows that are gone: none of their records is deleted."""
+    needs(scene.dsn, 15)
     async with scene.running():
         await in_step(scene)
     scene.create = False

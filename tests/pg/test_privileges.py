@@ -15,6 +15,7 @@ from cdcsync.check import privileges
 from cdcsync.check.source import check_source
 from cdcsync.sandbox.server import SandboxThread
 from tests.pg.piping import Pipe, execute, mapping
+from tests.servers import needs
 
 TABLES = """
     CREATE SCHEMA "Odd ""schema";
@@ -49,6 +50,7 @@ def pipe(pg: str, sandbox: SandboxThread, tmp_path: Path, role: str, *, create: 
 
 async def set_up(pg: str, it: Pipe) -> str:
     """Print the SQL for the role, which does not exist yet, and again once it does; run both."""
+    needs(pg, 15)  # for the row filter
     first = await privileges(it.config(), ask=True)
     assert first.startswith("-- The server was not asked")
     for section in first.split("\n\n"):
