@@ -256,7 +256,7 @@ class Service:
 async def prepare(
     config: Config, state: State, log: structlog.typing.FilteringBoundLogger, types: dict[int, int]
 ) -> tuple[slot.SlotIdentity, list[Finding]]:
-    """Make publication and slot if they are to be made, and see that the state file belongs to them.
+    """Make publication and slot if they are to be made, once it is clear that the state file belongs to this source.
 
     Returns what the slot is, and each mapping's table as it was found; ``types`` is filled with users' types. Raises
     ConfigError for a mapping that does not fit its table, SourceError, SourceUnavailableError or StateError.
@@ -264,6 +264,11 @@ async def prepare(
     postgres = config.postgres
     async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
         await slot.check_wal_level(connection)
+        system = await slot.identify_system(replication)
+        info = await slot.show_slot(connection, postgres.slot)
+        bound = _bound(config, state, system)
+        if bound is None:
+            _refuse_first_start(config, state, info)
         found = await survey(connection, config, state, types)
         await publish(connection, postgres, found)
         for one in found:
@@ -272,9 +277,7 @@ async def prepare(
                 for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
                     one.route.check(shape)
                 await _check_key(connection, one.route.config, one.sight.relation)
-        system = await slot.identify_system(replication)
-        info = await slot.show_slot(connection, postgres.slot)
-    return await _identity(config, state, info, system, log), found
+    return bound or await _first_start(config, state, info, system, log), found
 
 
 async def _check_key(connection: Connection, one: MapConfig, relation: Relation) -> None:
@@ -288,34 +291,23 @@ async def _check_key(connection: Connection, one: MapConfig, relation: Relation)
         )
 
 
-async def _identity(
-    config: Config,
-    state: State,
-    info: slot.SlotInfo,
-    system: slot.System,
-    log: structlog.typing.FilteringBoundLogger,
-) -> slot.SlotIdentity:
-    postgres, bound = config.postgres, state.identity()
+def _bound(config: Config, state: State, system: slot.System) -> slot.SlotIdentity | None:
+    """Return the slot that the state file is bound to; None before the first start. Raises StateError for another."""
+    bound, name = state.identity(), config.postgres.slot
     if bound is None:
-        return await _first_start(config, state, info, system, log)
-    here = (system.system_id, system.database, postgres.slot)
-    if here != bound[:3]:
+        return None
+    if (system.system_id, system.database, name) != bound[:3]:
         raise StateError(
             f"the state file {state.path} belongs to slot {bound.slot!r} in database {bound.database!r} of cluster "
-            f"{bound.system_id}; this is slot {postgres.slot!r} in {system.database!r} of {system.system_id}",
+            f"{bound.system_id}; this is slot {name!r} in {system.database!r} of {system.system_id}",
             hint="Point dsn and slot back, or give this source its own [state] path.",
         )
     timeline = state.timeline() or system.timeline
-    return slot.SlotIdentity(system.system_id, timeline, system.database, postgres.slot, bound.consistent_point)
+    return slot.SlotIdentity(system.system_id, timeline, system.database, name, bound.consistent_point)
 
 
-async def _first_start(
-    config: Config,
-    state: State,
-    info: slot.SlotInfo,
-    system: slot.System,
-    log: structlog.typing.FilteringBoundLogger,
-) -> slot.SlotIdentity:
+def _refuse_first_start(config: Config, state: State, info: slot.SlotInfo) -> None:
+    """Refuse a slot that is another one's, or that is not to be made. Raises StateError."""
     postgres = config.postgres
     if info.exists and state.intended_slot() != postgres.slot:
         raise StateError(
@@ -327,6 +319,16 @@ async def _first_start(
         raise StateError(
             f"there is no slot {postgres.slot!r}", hint="Run `cdcsync slot create`, or set postgres.create = true."
         )
+
+
+async def _first_start(
+    config: Config,
+    state: State,
+    info: slot.SlotInfo,
+    system: slot.System,
+    log: structlog.typing.FilteringBoundLogger,
+) -> slot.SlotIdentity:
+    postgres = config.postgres
     if info.exists:
         start = info.confirmed_flush_lsn or 0
         identity = slot.SlotIdentity(system.system_id, system.timeline, system.database, postgres.slot, start)
