@@ -177,10 +177,13 @@ class Pipeline:
         position = Position(transaction.commit_lsn, transaction.ordinal)
         if position <= self.position:
             return
+        # Judged first: drift may end the daemon, and a change that was not fed must not be left behind.
+        served = [
+            (lane, route) for lane, route in self._served_by(change.relation) if self._reads(route, change.relation)
+        ]
         self.position = position
-        for lane, route in self._served_by(change.relation):
-            if self._reads(route, change.relation):
-                self._feed(lane, route, change, position)
+        for lane, route in served:
+            self._feed(lane, route, change, position)
 
     def _reads(self, route: Route, relation: Relation) -> bool:
         """Whether rows of this shape mean something to a mapping; it is judged once."""

@@ -48,6 +48,7 @@ from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.decode import join_tuple
+from cdcsync.wal.sight import TableSight
 from cdcsync.wal.snapshot import Backfill, Cursor
 from tests.polling import eventually_async
 
@@ -371,6 +372,24 @@ def test_a_tick_whose_asker_is_cancelled_is_written_all_the_same(tmp_path: Path)
             at.commit()
             await at.pipeline.tick()
             assert at.state.pending() == {"companies": 1}
+
+    run(work)
+
+
+def test_a_change_that_ends_the_daemon_comes_again(tmp_path: Path) -> None:
+    """With on_drift = "fail", a tick on the way out does not leave the row of the new shape behind."""
+    changed = replace(COMPANIES, columns=(*COMPANIES.columns[:1], Column("name", 23, -1, True)))
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(on_drift="fail")) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            route = at.route("companies")
+            route.fit(TableSight(COMPANIES, columns={"id": "1", "name": "2"}))
+            before = at.pipeline.position
+            with pytest.raises(SourceError, match="another type"):
+                at.commit(insert(changed, "2", "5"))
+            assert at.pipeline.position == before
 
     run(work)
 
