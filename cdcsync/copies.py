@@ -67,11 +67,11 @@ class Surroundings(Protocol):
     async def on_file(self, work: Callable[[State], T]) -> T:
         """Run ``work`` on the state file, in the file's thread."""
 
+    def pause(self, route: Route, reason: str) -> None:
+        """Pause a mapping until a person resumes it."""
+
     async def tick(self) -> None:
         """Write everything down now."""
-
-    def pause(self, route: Route, reason: str) -> None:
-        """Pause a mapping until a person lets it go on."""
 
     async def after_tick(self, ask: Callable[[State], T]) -> T:
         """Ask the state file right after a tick, before anything else is written."""
@@ -201,8 +201,8 @@ class Copies:
         """Run a lane's copies for ever, parents first, one at a time.
 
         ``look`` has the tables looked at, and mappings paused whose table has changed. Raises SourceError or
-        ConfigError where a copy that the config asks for is not possible. What a person asked for is given up then, and
-        what the daemon needs pauses the mapping.
+        ConfigError where the first copy of a mapping is not possible. One that makes up for what was missed waits, its
+        mapping paused; one that was asked for is given up.
         """
         while True:
             copy = self._next(lane)
@@ -219,16 +219,20 @@ class Copies:
             except (SourceError, ConfigError) as error:
                 if await self._has_changed(copy, make, look):
                     continue
-                if copy.entry.asker == "config":
+                if copy.entry.asker == "config" and not copy.entry.sweep:
                     raise
-                self._log.error("copy not possible", map=copy.route.name, error=error.message, hint=error.hint)
-                if copy.entry.asker == "person":
-                    await self._finish(copy, error.message)
-                else:
-                    copy.backfill = None
-                    self._around.pause(
-                        copy.route, f"it has to be compared, and cannot be: {error.message}; {error.hint}"
-                    )
+                await self._fail(copy, error)
+
+    async def _fail(self, copy: Copy, error: SourceError | ConfigError) -> None:
+        name = copy.route.name
+        if copy.entry.asker != "person":
+            reason = f"it cannot be compared with the CRM, which is due: {error.message}; {error.hint}"
+            copy.backfill = None
+            self._around.pause(copy.route, f"{reason}; then cdcsync resume {name}")
+            self._log.error("comparison not possible", map=name, error=error.message, hint=error.hint)
+            return
+        self._log.error("copy given up", map=name, error=error.message, hint=error.hint)
+        await self._finish(copy, error.message)
 
     @staticmethod
     async def _has_changed(copy: Copy, make: Make, look: Callable[[], Awaitable[None]]) -> bool:

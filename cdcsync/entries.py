@@ -133,7 +133,7 @@ class Tick:
     counters: list[tuple[str, str, int]] = field(default_factory=list)  # lane, name, value
     copies: list[CopyState] = field(default_factory=list)
     met: list[tuple[int, str]] = field(default_factory=list)  # copy, key
-    resyncs: list[tuple[str, str, float, bool]] = field(default_factory=list)  # mapping, reason, Unix time, sweep
+    resyncs: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark

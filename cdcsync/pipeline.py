@@ -111,8 +111,8 @@ class Pipeline:
     _jobs: int = 0
     _full: bool = False
     _file_size: int = 0
-    _resyncs: list[tuple[str, str, float, bool]] = field(default_factory=list)
-    """Requests that are not written down yet: mapping, reason, Unix time, whether to sweep."""
+    _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
+    """Comparisons that are not written down yet: mapping, reason, Unix time."""
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
     _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Pauses that are not written down yet: mapping → reason, Unix time."""
@@ -278,10 +278,8 @@ class Pipeline:
         self._drifted = [entry for entry in self._drifted if entry[0] != route.name]
         seen = route.fit(sight)
         self._served.clear()
-        if compare is not None and route.config.backfill:
+        if compare is not None:
             self.resync(route, compare)
-        elif compare is not None:
-            self.log.error("rows may be missing, and backfill = false", map=route.name, reason=compare)
         self._seen[route.name] = seen
 
     def pause(self, route: Route, reason: str) -> None:
@@ -321,20 +319,25 @@ class Pipeline:
         routes = [route for lane in self.lanes for route in lane.routes]
         for name in self.state.retire([route.name for route in routes]):
             self.log.info("mapping not configured any more", map=name)
-        for name, reason, at, sweep in self._resyncs:
-            self.state.request_resync(name, reason, at, sweep=sweep)
+        for name, reason, at in self._resyncs:
+            self.state.request_resync(name, reason, at)
         self._resyncs = []
         for route in routes:
             if route.config.backfill:
                 self.state.want_copy(route.name, now)
         self.copies.take_up(self.lanes, self.state.copies())
 
-    def resync(self, route: Route, reason: str, *, sweep: bool = True) -> None:
+    def resync(self, route: Route, reason: str) -> None:
         """Let a mapping's rows be copied again, because changes of them may have been missed; ``reason`` says why.
 
-        The request is written with the next tick, that is, with the position up to which everything was fed.
+        The request is written with the next tick, that is, with the position up to which everything was fed. Where the
+        config does not want the table's rows copied, a person has to.
         """
-        self._resyncs.append((route.name, reason, time.time(), sweep))
+        if route.config.backfill:
+            self._resyncs.append((route.name, reason, time.time()))
+            return
+        hint = f"backfill = false: it is not compared unless you run cdcsync resync {route.name}"
+        self.log.error("changes may be missing in the CRM", map=route.name, reason=reason, hint=hint)
 
     async def reached(self, lsn: int) -> None:
         """Wait until everything that was committed before ``lsn`` has been fed."""

@@ -395,8 +395,8 @@ class State:
             [(json.dumps(c.cursor) if c.cursor else None, c.rows, c.estimate, c.read, c.id) for c in tick.copies],
         )
         execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
-        for mapping, reason, at, sweep in tick.resyncs:
-            self._request(mapping, reason, at, sweep=sweep)
+        for mapping, reason, at in tick.resyncs:
+            self._request(mapping, reason, at, sweep=True)
         execute(
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],

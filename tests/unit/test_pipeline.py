@@ -21,7 +21,7 @@ from cdcsync.apply.rate import RateController
 from cdcsync.config import MapConfig
 from cdcsync.copies import COPY_ROOM, SWEEP_FREELY, Copy, Paused
 from cdcsync.entries import CopyState, Known
-from cdcsync.errors import StateError
+from cdcsync.errors import SourceError, StateError
 from cdcsync.lane import Lane
 from cdcsync.model import (
     START,
@@ -154,17 +154,19 @@ class Bench:
         copy.backfill = Backfill(name, COMPANIES, ["id"], log=LOG)
         return copy
 
-    async def run_copies(self) -> None:
-        """Run the copies that read nothing to their end."""
+    async def run_copies(self, error: SourceError | None = None) -> None:
+        """Run the copies that read nothing to their end; with ``error``, none of them can be read."""
 
         async def make(route: Route, _: CopyState) -> Backfill:
+            if error is not None:
+                raise error
             return Backfill(route.name, COMPANIES, ["id"], log=LOG)
 
         async def connect() -> Any:
             raise AssertionError("nothing is to be read")
 
         async def look() -> None:
-            raise AssertionError("no table has changed")
+            assert error is not None, "no table has changed"
 
         task = asyncio.create_task(self.pipeline.copies.run(self.lane, connect, make, look))
         await eventually_async(lambda: not self.pipeline.copies.pending)
@@ -528,6 +530,41 @@ def test_a_paused_mapping_lets_other_copies_go_first(tmp_path: Path) -> None:
     run(work)
 
 
+def test_a_comparison_that_is_due_is_not_given_up(tmp_path: Path) -> None:
+    """Where the table cannot be read, its mapping is paused with the reason, and compared once it is resumed."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True)) as at:
+            first = await at.under_way("companies")
+            first.entry, first.dirty = replace(first.entry, read=True), True
+            await at.run_copies()
+            at.pipeline.resync(at.route("companies"), "by the test")
+            await at.pipeline.tick()
+            at.pipeline.copies.take_up([at.lane], at.state.copies())
+            await at.run_copies(SourceError("permission denied", hint="grant it"))
+            await at.pipeline.tick()
+            assert "permission denied; grant it" in at.state.paused()["companies"]
+            (waiting,) = at.state.copies()
+            assert (waiting.reason, waiting.error) == ("by the test", None)
+            at.route("companies").paused = None
+            assert at.pipeline.copies.pending
+
+    run(work)
+
+
+@pytest.mark.parametrize("backfill", [False, True])
+def test_only_a_table_whose_rows_are_wanted_is_compared(tmp_path: Path, *, backfill: bool) -> None:
+    """With backfill = false, rows that nobody asked for would be sent, and others deleted."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=backfill)) as at:
+            at.pipeline.resync(at.route("companies"), "by the test")
+            await at.pipeline.tick()
+            assert bool(at.state.copies()) is backfill
+
+    run(work)
+
+
 def test_a_record_that_was_only_found_is_not_swept(tmp_path: Path) -> None:
     """A parent that the CRM held before us, and that a child of ours links to, has no row and is not ours to delete."""
     child = people(fields={"Name": "name"}, associate=[{"to": "crm.Account", "column": "company", "type": "works_at"}])
@@ -537,8 +574,8 @@ def test_a_record_that_was_only_found_is_not_swept(tmp_path: Path) -> None:
         async with bench(tmp_path, companies(), child, crm=crm) as at:
             at.commit(insert(COMPANIES, "gone", "x"), insert(PEOPLE, "7", "x", "theirs"))
             await at.settled()
-            at.pipeline.resync(at.route("companies"), "by the test")
             await at.pipeline.tick()
+            at.state.request_resync("companies", "by the test", 0.0)
             copy = await at.under_way("companies")
             await at.pipeline.copies._sweep(copy)
             await at.settled()

@@ -235,7 +235,7 @@ def test_requests_for_a_resync_are_kept_and_taken_together(tmp_path: Path) -> No
     assert (condition.condition, condition.sweep, condition.whole, condition.estimate) == ("a > 1", False, False, 7)
     assert (keys.keys, keys.sweep, keys.whole) == (("1", "2"), True, False)
     assert state.begin_copy(whole.id).started
-    state.write(Tick(1, Position(1, 1), resyncs=[("m", "publication lost", 5.0, True)]))
+    state.write(Tick(1, Position(1, 1), resyncs=[("m", "publication lost", 5.0)]))
     assert [copy.reason for copy in state.copies()] == ["by hand", "by hand", "by hand", "publication lost"]
     state.finish_copy(condition, 6.0, error="it does not fit")
     assert not state.copied("m")

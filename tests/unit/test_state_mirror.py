@@ -91,7 +91,7 @@ def random_tick(source: random.Random, number: int) -> Tick:
         tick.rejects.append((mapping, key, None if gone else Reject(row(key), "CODE", None, "words", 1.0)))
         planned = Job(number % 5, mapping, Op.UPSERT, JobState.PLANNED, None, 1.0, 2, "d")
         tick.jobs.append((number % 5, None if gone else planned))
-        tick.resyncs.append((mapping, f"because {number}", float(number), True))
+        tick.resyncs.append((mapping, f"because {number}", float(number)))
         tick.met.append((number, key))
         tick.counters.append(("crm", "applied", number))
     return tick
