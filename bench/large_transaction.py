@@ -10,6 +10,7 @@ the CRM, once the memory for pending rows is full.
 
 "read" is the time from the statement's start until the daemon has the whole transaction, "sent" until the CRM has it.
 The peak of resident memory is the kernel's figure (VmHWM) at that moment, processor time that of all threads.
+"silent" is the longest time between two answers of the status page, which is asked five times a second.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Figures:
     sent: float
     peak: int
     processor: float
+    silent: float
 
 
 @contextlib.contextmanager
@@ -101,18 +103,24 @@ def measure(way: str, rows: int, keys: int) -> Figures:
         connection.execute(TRANSACTION.format(keys=keys, rounds=rows // keys))
         connection.execute("COMMIT")
         ((tip,),) = connection.execute("SELECT (pg_current_wal_insert_lsn() - '0/0')::int8")
-        _until(running, lambda now: now.source.received_lsn >= tip - 64)
+        silent = _until(running, lambda now: now.source.received_lsn >= tip - 64)
         read = time.monotonic() - began
-        _until(running, lambda now: all(lane.pending == 0 for lane in now.lanes))
-        return Figures(read, time.monotonic() - began, _peak(process.pid), _processor(process) - before)
+        silent = max(silent, _until(running, lambda now: all(lane.pending == 0 for lane in now.lanes)))
+        sent = time.monotonic() - began
+        return Figures(read, sent, _peak(process.pid), _processor(process) - before, silent)
 
 
-def _until(running: Daemon, reached: Callable[[Snapshot], bool]) -> None:
+def _until(running: Daemon, reached: Callable[[Snapshot], bool]) -> float:
+    """Poll until the daemon is so far; returns the longest time between two answers."""
     deadline = time.monotonic() + PATIENCE
+    answered, silent = time.monotonic(), 0.0
     while (now := running.snapshot()) is None or not reached(now):
         if time.monotonic() > deadline:
             raise TimeoutError(str(now))
+        if now is not None:
+            silent, answered = max(silent, time.monotonic() - answered), time.monotonic()
         time.sleep(POLL)
+    return max(silent, time.monotonic() - answered)
 
 
 def _processor(process: psutil.Process) -> float:
@@ -136,11 +144,14 @@ def main() -> None:
     """Print the table."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     keys = int(sys.argv[2]) if len(sys.argv) > 2 else rows // 10
-    print(f"{'way':<12}{'changes':>10}{'rows':>10}{'peak MB':>10}{'µs/change':>12}{'read s':>10}{'sent s':>10}")
+    titles = ("changes", "rows", "peak MB", "µs/change", "read s", "sent s", "silent s")
+    print(f"{'way':<12}{''.join(f'{title:>10}' for title in titles)}")
     for way in WAYS:
         took = measure(way, rows, keys)
         share = took.processor / rows * 1e6
-        figures = f"{took.peak / (1 << 20):>10.0f}{share:>12.1f}{took.read:>10.1f}{took.sent:>10.1f}"
+        figures = (
+            f"{took.peak / (1 << 20):>10.0f}{share:>10.1f}{took.read:>10.1f}{took.sent:>10.1f}{took.silent:>10.1f}"
+        )
         print(f"{way:<12}{rows:>10}{keys:>10}{figures}", flush=True)
 
 

@@ -8,12 +8,15 @@ backlog also remembers which rows changed since the last tick, for the journal.
 from __future__ import annotations
 
 import heapq
+import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from cdcsync.coalesce import Event, Fold, PendingRow, over
-from cdcsync.model import Position
+from cdcsync.keyset import KeySet
+from cdcsync.model import START, Position
 
 WAITING = 0
 """Journal slot of a row that waits."""
@@ -22,8 +25,6 @@ IN_BATCH = -1
 COLD = -2
 """Journal slot of a row that is in the journal alone, to save memory."""
 
-COLD_BYTES = 420
-"""What a cold row costs in memory: its key, its position and its places in dicts (measured)."""
 _HEAP_SLACK = 1_000
 
 
@@ -35,19 +36,10 @@ class Flight:
     job: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cold:
-    """What memory keeps of a row that lives in the journal. ``doubtful``: it may have been sent before a crash."""
-
-    first: Position
-    since: float
-    doubtful: bool
-
-
 class Backlog:
     """The rows of one mapping that are not settled yet."""
 
-    def __init__(self, mapping: str) -> None:
+    def __init__(self, mapping: str, cold: KeySet | None = None) -> None:
         self.mapping = mapping
         self.fold = Fold()
         self.ready: dict[str, float] = {}
@@ -55,8 +47,13 @@ class Backlog:
         self.held: dict[str, str] = {}
         """Keys that must wait, and for what, in words."""
         self.in_flight: dict[str, Flight] = {}
-        self.cold: dict[str, Cold] = {}
-        """Keys of rows that live in the journal alone. Their later changes wait here, and do not go before them."""
+        self.cold = KeySet() if cold is None else cold
+        """Keys of rows that live in the journal alone. Their later changes wait here, and do not go before them.
+
+        A key may be taken for one of them by mistake; it is looked at again, at the latest when none is left.
+        """
+        self.coldest: tuple[Position, float] | None = None
+        """Position and commit time from which on a cold row's first change may be."""
         self.parked: set[str] = set()
         """Keys of rejected rows."""
         self.anchored: dict[str, str] = {}
@@ -71,8 +68,12 @@ class Backlog:
         self._carried = 0
         """Bytes of the rows in flight."""
         self._freezing: dict[str, PendingRow] = {}
-        self._dirty: set[tuple[str, int]] = set()
-        self._journaled: set[tuple[str, int]] = set()
+        self._doubted = START
+        """Cold rows of up to this position may have been sent before a crash."""
+        self._dirty: defaultdict[int, set[str]] = defaultdict(set)
+        """Keys by the slot in which the journal is behind."""
+        self._journaled: defaultdict[int, set[str]] = defaultdict(set)
+        """Keys by the slot in which the journal has a row; the cold ones are left out."""
 
     def __len__(self) -> int:
         return len(self.fold.waiting) + len(self.in_flight) + len(self.cold)
@@ -89,7 +90,7 @@ class Backlog:
     @property
     def size(self) -> int:
         """Bytes of memory that the rows take, roughly."""
-        return self.fold.size + self._carried + len(self.cold) * COLD_BYTES
+        return self.fold.size + self._carried + len(self.cold) * KeySet.ENTRY_BYTES
 
     def feed(self, event: Event, now: float, *, uncertain: bool = False) -> list[str]:
         """Take one change in; returns the keys of waiting rows that it made or changed."""
@@ -99,7 +100,7 @@ class Backlog:
         for key in touched:
             self._woken(key, now)
         if old is not None and old != event.key:
-            self._dirty.add((old, WAITING))
+            self._dirty[WAITING].add(old)
             if old not in self.fold.waiting:
                 self.ready.pop(old, None)
                 self.held.pop(old, None)
@@ -109,11 +110,9 @@ class Backlog:
         """Load what the journal holds. What was in flight outside a job may have arrived, or not."""
         flights: list[PendingRow] = []
         for job, row in rows:
-            self._journaled.add((row.key, job))
+            self._journaled[job].add(row.key)
             row.uncertain = True
-            if job == COLD:
-                self._chill(row, doubtful=True)
-            elif job == WAITING:
+            if job == WAITING:
                 self.fold.put(row)
                 self._woken(row.key, now)
             elif job == IN_BATCH:
@@ -121,13 +120,32 @@ class Backlog:
             else:
                 self._fly(row, job)
         for row in flights:
-            self._dirty.add((row.key, IN_BATCH))
+            self._dirty[IN_BATCH].add(row.key)
             self._give_back(row, now)
 
-    def take(self, limit: int, defer: Callable[[PendingRow], str | None] = lambda _: None) -> list[PendingRow]:
-        """Take up to ``limit`` rows that may go now; others are held for the key in their way, or as ``defer`` says."""
+    def restore_cold(self, keys: Iterable[str], coldest: PendingRow | None, doubted: Position) -> None:
+        """Load which rows live in the journal alone, with the oldest of them; none is newer than ``doubted``."""
+        for key in keys:
+            self.cold.add(key)
+        self._doubted = doubted
+        self.note_coldest(coldest)
+
+    def note_coldest(self, row: PendingRow | None) -> None:
+        """Take note of the oldest of the rows that live in the journal alone; None where there is none."""
+        self.coldest = None if row is None else (row.first, row.since)
+
+    def take(
+        self, limit: int, defer: Callable[[PendingRow], str | None] = lambda _: None, room: float = math.inf
+    ) -> list[PendingRow]:
+        """Take up to ``limit`` rows that may go now; others are held for the key in their way, or as ``defer`` says.
+
+        Fewer, but one at least, if their tuples have more than ``room`` bytes.
+        """
         rows: list[PendingRow] = []
         for key in list(islice(self.ready, limit)):
+            room -= len(self.fold.waiting[key].image)
+            if room < 0 and rows:
+                break
             obstacle = self._obstacle(key)
             reason = f"key {obstacle} has to settle first" if obstacle else defer(self.fold.waiting[key])
             del self.ready[key]
@@ -136,7 +154,7 @@ class Backlog:
                 continue
             row = self.fold.take(key)
             self._fly(row, IN_BATCH)
-            self._dirty.add((key, WAITING))
+            self._dirty[WAITING].add(key)
             rows.append(row)
         return rows
 
@@ -158,26 +176,32 @@ class Backlog:
         self.ready.pop(key, None)
         self.held.pop(key, None)
         if older is not None:
-            older.uncertain = older.uncertain or self.cold[key].doubtful
+            older.uncertain = older.uncertain or older.first <= self._doubted
             row = over(older, row)
             self.fold.coalesced += 1
-        self._chill(row, doubtful=False)
+        else:
+            self.cold.add(key)
+        self.coldest = min(self.coldest or (row.first, row.since), (row.first, row.since))
         self._freezing[key] = row
-        self._dirty.update({(key, WAITING), (key, COLD)})
+        self._dirty[WAITING].add(key)
+        self._dirty[COLD].add(key)
 
     def thaw(self, row: PendingRow, now: float) -> None:
         """Take a row back from the journal; what came meanwhile folds over it."""
-        row.uncertain = row.uncertain or self.cold[row.key].doubtful
-        del self.cold[row.key]
-        self._dirty.add((row.key, COLD))
+        row.uncertain = row.uncertain or row.first <= self._doubted
+        self.cold.discard(row.key)
+        self._dirty[COLD].add(row.key)
         self._give_back(row, now)
         self._release(row.key, now)
+        if not self.cold:
+            self.coldest = None
+            self.wake_all(now)
 
     def assign(self, row: PendingRow, job: int) -> None:
         """Move a row in flight into a bulk job."""
-        self._dirty.add((row.key, self.in_flight[row.key].job))
+        self._dirty[self.in_flight[row.key].job].add(row.key)
         self.in_flight[row.key] = Flight(row, job)
-        self._dirty.add((row.key, job))
+        self._dirty[job].add(row.key)
 
     def settle(self, row: PendingRow, now: float) -> None:
         """Let go of a row in flight for good; what waited for its keys is looked at again."""
@@ -268,50 +292,48 @@ class Backlog:
 
     def knows(self, key: str) -> bool:
         """Whether a row under this key, or leaving it, is not settled."""
-        return key in self.fold.waiting or key in self.fold.movers or key in self._busy or key in self.cold
+        return self.has(key) or key in self.cold
+
+    def has(self, key: str) -> bool:
+        """Whether a row under this key, or leaving it, is in memory."""
+        return key in self.fold.waiting or key in self.fold.movers or key in self._busy
 
     def oldest(self) -> Position | None:
-        """Return the first position of the oldest row that is not settled."""
-        if len(self._oldest) > 2 * len(self) + _HEAP_SLACK:
-            self._rebuild_oldest()
-        while self._oldest:
-            first, key = self._oldest[0]
-            if first in self._firsts_of(key):
-                return first
-            heapq.heappop(self._oldest)
-            if self._marked.get(key) == first:
-                del self._marked[key]
-        return None
+        """Return the first position of the oldest row that is not settled; of a cold one it may be somewhat early."""
+        oldest = self._oldest_entry()
+        return None if oldest is None else oldest[0]
 
     def oldest_time(self) -> float | None:
         """Return the commit time (Unix) of the change that has waited longest, roughly: that of ``oldest``."""
-        first = self.oldest()
-        return None if first is None else self._firsts_of(self._oldest[0][1])[first]
+        oldest = self._oldest_entry()
+        return None if oldest is None else oldest[1]
 
     def changed(self) -> Iterator[tuple[str, int, PendingRow | None]]:
         """Yield (key, slot, row or None) of what the journal must write or drop, and start anew."""
-        for key, slot in self._dirty:
-            row = self._row_at(key, slot)
-            if row is not None:
-                if slot != COLD:  # there may be millions of those, and they never leave the journal unseen
-                    self._journaled.add((key, slot))
-                yield key, slot, replace(row)
-            elif slot == COLD or (key, slot) in self._journaled:
-                self._journaled.discard((key, slot))
-                yield key, slot, None
-        self._dirty = set()
-        self._freezing = {}
+        dirty, self._dirty = self._dirty, defaultdict(set)
+        freezing, self._freezing = self._freezing, {}
+        for slot, keys in dirty.items():
+            journaled = self._journaled[slot]
+            for key in keys:
+                row = freezing.get(key) if slot == COLD else self._row_at(key, slot)
+                if row is not None:
+                    if slot != COLD:  # there may be millions of those, and they never leave the journal unseen
+                        journaled.add(key)
+                    yield key, slot, row.copy()
+                elif slot == COLD or key in journaled:
+                    journaled.discard(key)
+                    yield key, slot, None
+            if not journaled:
+                del self._journaled[slot]
 
     @property
-    def dirty(self) -> bool:
-        """Whether anything changed since the last tick."""
-        return bool(self._dirty)
+    def dirty(self) -> int:
+        """How many entries of the journal changed since the last tick."""
+        return sum(map(len, self._dirty.values()))
 
     def _row_at(self, key: str, slot: int) -> PendingRow | None:
         if slot == WAITING:
             return self.fold.waiting.get(key)
-        if slot == COLD:
-            return self._freezing.get(key)
         flight = self.in_flight.get(key)
         return flight.row if flight is not None and flight.job == slot else None
 
@@ -321,11 +343,24 @@ class Backlog:
         if key in self.in_flight:
             yield self.in_flight[key].row
 
-    def _firsts_of(self, key: str) -> dict[Position, float]:
-        firsts = {row.first: row.since for row in self._rows_of(key)}
-        if key in self.cold:
-            firsts[self.cold[key].first] = self.cold[key].since
-        return firsts
+    def _oldest_entry(self) -> tuple[Position, float] | None:
+        warm = self._oldest_in_memory()
+        if warm is None or self.coldest is None:
+            return warm or self.coldest
+        return min(warm, self.coldest)
+
+    def _oldest_in_memory(self) -> tuple[Position, float] | None:
+        if len(self._oldest) > 2 * (len(self.fold.waiting) + len(self.in_flight)) + _HEAP_SLACK:
+            self._rebuild_oldest()
+        while self._oldest:
+            first, key = self._oldest[0]
+            for row in self._rows_of(key):
+                if row.first == first:
+                    return first, row.since
+            heapq.heappop(self._oldest)
+            if self._marked.get(key) == first:
+                del self._marked[key]
+        return None
 
     def _mark(self, first: Position, key: str) -> None:
         if self._marked.get(key) != first:
@@ -334,14 +369,10 @@ class Backlog:
 
     def _rebuild_oldest(self) -> None:
         """Drop the entries of rows that were settled behind one that is stuck."""
-        keys = {*self.fold.waiting, *self.in_flight, *self.cold}
-        self._oldest = [(first, key) for key in keys for first in self._firsts_of(key)]
+        keys = {*self.fold.waiting, *self.in_flight}
+        self._oldest = [(row.first, key) for key in keys for row in self._rows_of(key)]
         heapq.heapify(self._oldest)
         self._marked = {key: first for first, key in self._oldest}
-
-    def _chill(self, row: PendingRow, *, doubtful: bool) -> None:
-        self.cold[row.key] = Cold(row.first, row.since, doubtful)
-        self._mark(row.first, row.key)
 
     def _obstacle(self, key: str) -> str | None:
         row = self.fold.waiting[key]
@@ -384,7 +415,9 @@ class Backlog:
         """
         seen: list[str] = []
         step = self._predecessor(key)
-        while step is not None and step not in seen and self.cold.keys().isdisjoint(self.fold.waiting[step].keys):
+        while step is not None and step not in seen:
+            if any(key in self.cold for key in self.fold.waiting[step].keys):
+                return None
             seen.append(step)
             if step == key:
                 return seen
@@ -396,13 +429,13 @@ class Backlog:
         self.in_flight[row.key] = Flight(row, job)
         for key in row.keys:
             self._busy[key] = row.key
-        self._dirty.add((row.key, job))
+        self._dirty[job].add(row.key)
         self._mark(row.first, row.key)
 
     def _land(self, row: PendingRow) -> None:
         flight = self.in_flight.pop(row.key)
         self._carried -= row.size
-        self._dirty.add((row.key, flight.job))
+        self._dirty[flight.job].add(row.key)
         for key in row.keys:
             self._busy.pop(key, None)
 
@@ -420,7 +453,7 @@ class Backlog:
     def _woken(self, key: str, now: float) -> None:
         self.held.pop(key, None)
         self.ready.setdefault(key, now)
-        self._dirty.add((key, WAITING))
+        self._dirty[WAITING].add(key)
         self._mark(self.fold.waiting[key].first, key)
 
     def _release(self, key: str, now: float, but: str | None = None) -> None:

@@ -356,7 +356,7 @@ class Copies:
             self._log.info("copy done", map=copy.route.name, rows=copy.entry.rows)
             copy.route.whole = copy.route.whole or copy.entry.whole
             copy.route.read = copy.entry.rows
-            copy.lane.copied(copy.route)
+            copy.lane.look_again(copy.route)
 
 
 def _gone(route: Route, key: str) -> bool:

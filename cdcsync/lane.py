@@ -133,6 +133,8 @@ class Lane:
             route.whole, route.read = state.copied(route.name), last.rows if last is not None else 0
             route.applied = self.books.counters[f"applied:{route.name}"]
             route.backlog.restore(state.journal(route.name), now)
+            coldest = next(iter(state.coldest(route.name, 1)), None)
+            route.backlog.restore_cold(state.cold_keys(route.name), coldest, state.checkpoint().position)
             for key, name, crm_id in state.sent_links(route.name):
                 self.books.link_sent(route.name, key, name, crm_id)
             for reject in state.rejects(route.name):
@@ -152,8 +154,8 @@ class Lane:
         """Look at the rows again (the stream moved on, a backfill ended, a pause was lifted)."""
         self._wake.set()
 
-    def copied(self, route: Route) -> None:
-        """Look again at the children that waited for a row of a table whose backfill has ended."""
+    def look_again(self, route: Route) -> None:
+        """Look at all children of a mapping again: its backfill has ended, or none of its rows is cold any more."""
         for child in route.children:
             child.backlog.wake_all(time.monotonic())
         self.nudge()
@@ -176,7 +178,12 @@ class Lane:
     @property
     def dirty(self) -> bool:
         """Whether a tick has anything to write for this lane."""
-        return self.books.dirty or self.jobs.dirty or any(route.backlog.dirty for route in self.routes)
+        return self.books.dirty or self.jobs.dirty or self.unwritten > 0
+
+    @property
+    def unwritten(self) -> int:
+        """Entries of the journal that the next tick has to write or drop."""
+        return sum(route.backlog.dirty for route in self.routes)
 
     @property
     def pending(self) -> int:
@@ -299,18 +306,25 @@ class Lane:
             return []
         limits = self.destination.limits
         bulk = limits.bulk_from is not None and len(ready) >= limits.bulk_from
-        if bulk and route.jobs:
-            return []
+        if bulk and (route.jobs or len(route.backlog.in_flight) >= (limits.bulk_from or 0)):
+            return []  # a job is under way, or what may become one
         # A job is dear: it waits for all the rows that come in time.
-        size = limits.bulk_records if bulk else limits.batch[Op.UPSERT]
+        size = self._job_size() if bulk else limits.batch[Op.UPSERT]
         wait = next(iter(ready.values())) + self._max_wait - now
         if wait > 0 and len(ready) < size:
             delays.append(wait)
             return []
         rows: list[PendingRow] = []
         while not rows and ready:
-            rows = route.backlog.take(size, partial(self._defer, route))
+            rows = route.backlog.take(size, partial(self._defer, route), limits.bulk_bytes)
         return rows
+
+    def _job_size(self) -> int:
+        """Return the rows that a bulk job may have: mappings that have one, or could, share what memory there is."""
+        limits = self.destination.limits
+        least = limits.bulk_from or 0
+        sharing = sum(1 for route in self.routes if route.jobs or len(route.backlog.ready) >= least)
+        return max(least, limits.bulk_records // max(1, sharing))
 
     # --- deletes after their children
 
@@ -346,7 +360,6 @@ class Lane:
         try:
             for draft_group in await self._plan(route, rows):
                 await self._send(route, *draft_group)
-            self.recovered()
         except DestinationError as error:
             self.failed(error)
             # Whatever the error says of its own request: others of the same batch may have been answered before.
@@ -371,6 +384,7 @@ class Lane:
         if plan.ask:
             await self._announce(route, ())
             found = await self.call(self.destination.find, route.target, list(dict.fromkeys(asks_for(plan.ask))))
+            self.recovered()
             asked = Facts(facts.known, found, asked=True, links=links, sent_links=facts.sent_links)
             second = decide(plan.ask, mapped, asked, route.fields)
             plan.drafts += second.drafts
@@ -396,6 +410,7 @@ class Lane:
                 outcomes = await self.call(self.destination.send, batch)
             except BatchRejectedError as error:
                 outcomes = [Rejected(error.reason, error.message, error.field)] * len(chunk)
+            self.recovered()
             self.settle(route, chunk, outcomes)
             self.log.info("sent", map=route.name, op=op.value, records=len(chunk), **_tally(outcomes))
 
@@ -575,11 +590,12 @@ class Lane:
     async def _adopt_orphans(self, children: set[tuple[str, str]]) -> None:
         for name, key in children:
             route = self._by_name[name]
-            for reject in await self.rejects(route, [key]):
-                # A row that has changed since takes the parked state along when it goes.
-                if key in route.backlog.parked and not route.backlog.knows(key):
-                    self._unlist(route, reject)
-                    route.backlog.readmit(reject.row, time.monotonic())
+            async with self.spill.recalled(route, key):
+                for reject in await self.rejects(route, [key]):
+                    # A row that has changed since takes the parked state along when it goes.
+                    if key in route.backlog.parked and not route.backlog.has(key):
+                        self._unlist(route, reject)
+                        route.backlog.readmit(reject.row, time.monotonic())
         self.nudge()
 
     # --- settling

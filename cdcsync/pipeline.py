@@ -48,6 +48,8 @@ FENCE_SECONDS = 5.0
 """With a mirror: no request starts later than this after the mirror was last seen to be this daemon's."""
 RESUME_SHARE = 0.8
 """Of the budgets for memory and disk: below it, reading goes on."""
+MAX_UNWRITTEN = 50_000
+"""Journal entries that a tick may find: it holds all of them in memory once more. With as many, it comes at once."""
 
 
 def _clock() -> float:
@@ -110,6 +112,9 @@ class Pipeline:
     _waiters: list[tuple[int, asyncio.Future[None]]] = field(default_factory=list)
     _jobs: int = 0
     _full: bool = False
+    _held: bool = False
+    """Whether the reader is paused: until what is unwritten is written, or until there is room."""
+    _tick_due: asyncio.Event = field(default_factory=asyncio.Event)
     _file_size: int = 0
     _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
     """Comparisons that are not written down yet: mapping, reason, Unix time."""
@@ -297,19 +302,29 @@ class Pipeline:
                 waiter[1].set_result(None)
 
     def _watch_budgets(self) -> None:
-        """Leave the stream unread while pending rows take more memory, or the state file more disk, than they may."""
-        if self.reader is None:
-            return
+        """Leave the stream unread while pending rows take more memory, or the state file more disk, than they may.
+
+        As well while much is unwritten: the tick that makes room for more comes at once.
+        """
         share = max(sum(lane.size for lane in self.lanes) / self.max_memory, self._file_size / self.max_journal)
         # A lane that has yet to catch up sends nothing, and can only do so by reading.
         if not self._full and share > 1 and all(lane.caught_up for lane in self.lanes):
             self._full = True
-            self.reader.pause()
             self.log.warning("reading paused: pending rows fill the budget", state_file=self._file_size)
         elif self._full and share < RESUME_SHARE:
             self._full = False
-            self.reader.resume()
             self.log.info("reading goes on")
+        self._hold_reader(hold=self._full or sum(lane.unwritten for lane in self.lanes) > MAX_UNWRITTEN)
+
+    def _hold_reader(self, *, hold: bool) -> None:
+        if self.reader is None or hold == self._held:
+            return
+        self._held = hold
+        if hold:
+            self.reader.pause()
+            self._tick_due.set()
+        else:
+            self.reader.resume()
 
     # --- copies
 
@@ -363,9 +378,12 @@ class Pipeline:
         return self._jobs
 
     async def run_ticks(self) -> None:
-        """Tick once a second."""
+        """Tick once a second, and as soon as there is much to write down."""
         while True:
-            await asyncio.sleep(TICK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_SECONDS):
+                    await self._tick_due.wait()
+            self._tick_due.clear()
             await self._confirm_ownership()
             await self.tick()
             for lane in self.lanes:

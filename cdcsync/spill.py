@@ -7,7 +7,9 @@ it is thawed, or when they are left to the journal as well. Rows come back, olde
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,6 @@ class Spill:
             for route in self._lane.routes:
                 while self._lane.size > FREEZE_TO * budget and await self._freeze(route):
                     continue
-            await self._lane.around.tick()
 
     def refill(self, route: Route) -> None:
         """Take cold rows back if the queue runs low; they are there some time later."""
@@ -49,8 +50,21 @@ class Spill:
             self._thawing.add(route.name)
             self._lane.jobs.spawn(self._thaw(route))
 
+    @contextlib.asynccontextmanager
+    async def recalled(self, route: Route, key: str) -> AsyncIterator[None]:
+        """Take the row under ``key`` back, if it is cold; none goes the other way in the meantime."""
+        async with self._turn:
+            if key in route.backlog.cold:
+                for row in (await self._lane.around.on_file(methodcaller("cold", route.name, [key]))).values():
+                    route.backlog.thaw(row, time.monotonic())
+                await self._lane.around.tick()
+            yield
+
     async def _freeze(self, route: Route) -> int:
-        """Leave some rows to the journal, together with what it holds of them already; returns how many."""
+        """Leave some rows to the journal, together with what it holds of them already; returns how many.
+
+        They are written at once: until then they are in memory.
+        """
         backlog = route.backlog
         keys = backlog.freezable(AT_ONCE)
         cold = [key for key in keys if key in backlog.cold]
@@ -58,19 +72,20 @@ class Spill:
         frozen = [key for key in keys if backlog.can_freeze(key) and (key in older) == (key in backlog.cold)]
         for key in frozen:
             backlog.freeze(key, older.get(key))
-        if cold:
-            await self._lane.around.tick()
+        await self._lane.around.tick()
         return len(frozen)
 
     async def _thaw(self, route: Route) -> None:
         try:
             async with self._turn:
-                rows = await self._lane.around.on_file(methodcaller("coldest", route.name, AT_ONCE))
-                for row in rows:
-                    if row.key in route.backlog.cold:
-                        route.backlog.thaw(row, time.monotonic())
+                for row in await self._lane.around.on_file(methodcaller("coldest", route.name, AT_ONCE)):
+                    route.backlog.thaw(row, time.monotonic())
                 # Rows that were thawed and are still in the file must not be read again.
                 await self._lane.around.tick()
+                left = await self._lane.around.on_file(methodcaller("coldest", route.name, 1))
+                route.backlog.note_coldest(next(iter(left), None))
+                if not left:
+                    self._lane.look_again(route)
         finally:
             self._thawing.discard(route.name)
         self._lane.nudge()

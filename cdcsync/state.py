@@ -13,8 +13,9 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cdcsync.backlog import COLD
 from cdcsync.claim import Claim
@@ -23,6 +24,8 @@ from cdcsync.entries import Asker, Checkpoint, CopyState, DriftMark, Identity, J
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 from cdcsync.state_file import StateFile
 
+T = TypeVar("T")
+
 _DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
 _COPY = (
@@ -30,7 +33,8 @@ _COPY = (
     "finished, error"
 )
 _WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
-_LOOKUP_CHUNK = 500
+_CHUNK = 500
+"""Entries that one statement, or one run of it, is given."""
 
 
 class State:
@@ -344,14 +348,13 @@ class State:
             "DELETE FROM journal WHERE mapping = ? AND key = ? AND job = ?",
             sorted((self._mapping_id(m), key, job) for m, key, job, row in tick.journal if row is None),
         )
-        execute(
-            "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            sorted(
-                (self._mapping_id(m), key, job, *self._pack(row))
-                for m, key, job, row in tick.journal
-                if row is not None
-            ),
-        )
+        rows = [(self._mapping_id(m), key, job, row) for m, key, job, row in tick.journal if row is not None]
+        rows.sort(key=itemgetter(0, 1, 2))
+        for chunk in _chunks(rows):  # packed, all of them would take as much memory again
+            execute(
+                "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                [(mapping, key, job, *self._pack(row)) for mapping, key, job, row in chunk],
+            )
         execute(
             "DELETE FROM ledger WHERE mapping = ? AND key = ?",
             sorted((self._mapping_id(m), key) for m, key, known in tick.ledger if known is None),
@@ -415,13 +418,18 @@ class State:
     # --- what a start reads back
 
     def journal(self, mapping: str) -> Iterator[tuple[int, PendingRow]]:
-        """Yield (job, row) of what was not settled at the last tick; job 0 is no job."""
+        """Yield (job, row) of what was not settled at the last tick, but for cold rows; job 0 is no job."""
         rows = self._db.execute(
-            f"SELECT {_ROW}, job FROM journal WHERE mapping = ? ORDER BY first_lsn, first_ordinal",  # noqa: S608 — constant
+            f"SELECT {_ROW}, job FROM journal WHERE mapping = ? AND job <> {COLD} ORDER BY first_lsn, first_ordinal",  # noqa: S608 — constant
             (self._mapping_id(mapping),),
         )
         for row in rows:
             yield row[-1], self._unpack(row[:-1])
+
+    def cold_keys(self, mapping: str) -> Iterator[str]:
+        """Yield the keys of rows that live in the journal alone."""
+        query = f"SELECT key FROM journal WHERE mapping = ? AND job = {COLD}"  # noqa: S608 — constant
+        return (key for (key,) in self._db.execute(query, (self._mapping_id(mapping),)))
 
     def cold(self, mapping: str, keys: Sequence[str]) -> dict[str, PendingRow]:
         """Return rows that live in the journal alone, by key."""
@@ -648,9 +656,9 @@ def _copy(row: Sequence[Any]) -> CopyState:
     )
 
 
-def _chunks(keys: Sequence[str]) -> Iterable[Sequence[str]]:
-    for start in range(0, len(keys), _LOOKUP_CHUNK):
-        yield keys[start : start + _LOOKUP_CHUNK]
+def _chunks(entries: Sequence[T]) -> Iterable[Sequence[T]]:
+    for start in range(0, len(entries), _CHUNK):
+        yield entries[start : start + _CHUNK]
 
 
 def _relation_text(relation: Relation) -> str:

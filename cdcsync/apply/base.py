@@ -46,12 +46,16 @@ class OpenGate:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """An adapter's sizes as data. ``batch`` by operation; ``bulk_from`` is None where there is no bulk path."""
+    """An adapter's sizes as data. ``batch`` by operation; ``bulk_from`` is None where there is no bulk path.
+
+    ``bulk_records`` and ``bulk_bytes`` (of the rows as PostgreSQL sent them) bound a job, all of which is in memory.
+    """
 
     batch: Mapping[Op, int]
     max_parallel: int
     bulk_from: int | None = None
-    bulk_records: int = 100_000
+    bulk_records: int = 30_000
+    bulk_bytes: int = 12 << 20
 
 
 @dataclass(frozen=True, slots=True)

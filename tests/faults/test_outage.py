@@ -12,6 +12,8 @@ from tests.faults.stage import Stage, stage
 KEYS = 10_000
 CHANGES = 200_000
 COLD_KEYS = 12_000
+RETRIES = 15
+"""Times that a row may be tried while its CRM is down, at intervals that double up to a minute."""
 RETAINED = 64 << 20
 MEMORY = 400 << 20
 """The default budget for pending rows (256 MB) and what the process takes without any."""
@@ -66,6 +68,7 @@ def test_rows_beyond_the_memory_budget_live_in_the_journal(pg: str, tmp_path: Pa
             shop.wait(lambda target=target: _durable(shop) >= target, "the journal does not keep up")  # type: ignore[misc]
         frozen = "SELECT count(*) FROM journal WHERE job = -2"
         shop.wait(lambda: shop.state(frozen) > COLD_KEYS, "too few rows live in the journal alone")
+        assert _retries(shop) < RETRIES * COLD_KEYS, "a CRM that is down is asked again and again"
         shop.kill()
         shop.start()
         for crm in shop.sandboxes:
@@ -105,6 +108,12 @@ def _start_and_take_down(shop: Stage) -> dict[str, int]:
 
 def _writes(books: dict[str, int]) -> int:
     return books["creates"] + books["updates"] + books["noop_writes"]
+
+
+def _retries(shop: Stage) -> int:
+    snapshot = shop.snapshot()
+    assert snapshot is not None
+    return max(lane.counters.retries for lane in snapshot.lanes)
 
 
 def _in_flight(shop: Stage) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cdcsync.backlog import COLD, IN_BATCH, WAITING, Backlog
 from cdcsync.coalesce import Event, PendingRow
 from cdcsync.entries import Known
+from cdcsync.keyset import KeySet
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import ABSENT, Change, ChangeKind, Column, Op, Position, Relation, Value
 from cdcsync.plan import Draft, Facts, asks_for, decide
@@ -72,15 +73,17 @@ class Crm:
 class World:
     """A table, its stream, and a lane reduced to its decisions; every step is drawn from one seed."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, hashed: Callable[[str], int] = hash) -> None:
         self.random = random.Random(seed)
+        self.hashed = hashed
         self.table: dict[str, tuple[str, str]] = {}
         self.crm = Crm()
         self.ledger: dict[str, Known] = {}
-        self.backlog = Backlog("m")
+        self.backlog = Backlog("m", KeySet(hashed))
         self.ordinal = 0
         self.log: list[Event] = []
         self.journal: dict[tuple[str, int], PendingRow] = {}
+        self.cold: set[str] = set()
         self.saved_ledger: dict[str, Known] = {}
         self.saved_at = 0
         self.announced = 0
@@ -182,20 +185,29 @@ class World:
         """Leave some rows to the journal, which is written at once."""
         keys = self.backlog.freezable(self.random.randint(1, 3))
         for key in keys:
-            older = self.journal.get((key, COLD)) if key in self.backlog.cold else None
-            self.backlog.freeze(key, replace(older) if older is not None else None)
+            older = self.journal[key, COLD] if key in self.cold else None
+            if (older is not None) == (key in self.backlog.cold):
+                self.backlog.freeze(key, replace(older) if older is not None else None)
+                self.cold.add(key)
         self.tick()
 
     def thaw(self) -> None:
         """Take some rows back from the journal."""
-        cold = [key for key, slot in self.journal if slot == COLD and key in self.backlog.cold]
-        for key in self.random.sample(cold, min(len(cold), self.random.randint(1, 3))):
+        for key in self.random.sample(sorted(self.cold), min(len(self.cold), self.random.randint(1, 3))):
+            self.cold.discard(key)
             self.backlog.thaw(replace(self.journal[key, COLD]), 0.0)
+        left = [self.journal[key, COLD] for key in self.cold]
+        self.backlog.note_coldest(min(left, key=lambda row: row.first, default=None))
 
     def crash(self) -> None:
         """Lose everything that was not written down, and stream it again."""
-        self.backlog = Backlog("m")
-        self.backlog.restore(((slot, replace(row)) for (_, slot), row in self.journal.items()), 0.0)
+        self.backlog = Backlog("m", KeySet(self.hashed))
+        warm = ((slot, replace(row)) for (_, slot), row in self.journal.items() if slot != COLD)
+        cold = {key: row for (key, slot), row in self.journal.items() if slot == COLD}
+        self.backlog.restore(warm, 0.0)
+        self.cold = set(cold)
+        coldest = min(cold.values(), key=lambda row: row.first, default=None)
+        self.backlog.restore_cold(cold, coldest, Position(1, self.saved_at))
         self.ledger = dict(self.saved_ledger)
         for event in self.log:
             if event.position.ordinal > self.saved_at:
@@ -218,11 +230,24 @@ def _no_origins(row: PendingRow) -> PendingRow:
     return row
 
 
+def _colliding(key: str) -> int:
+    return int(key) % 2
+
+
 @settings(max_examples=600, deadline=None)
-@given(seed=st.integers(0, 2**32), steps=st.lists(st.sampled_from("ccccssstxfh"), min_size=5, max_size=120))
-def test_any_history_of_changes_answers_and_crashes_converges(seed: int, steps: list[str]) -> None:
-    """After any mix of changes, sends, lost answers, ticks and crashes the CRM equals the table; nothing is doubled."""
-    world = World(seed)
+@given(
+    seed=st.integers(0, 2**32),
+    steps=st.lists(st.sampled_from("ccccssstxfh"), min_size=5, max_size=120),
+    hashed=st.sampled_from([hash, _colliding]),
+)
+def test_any_history_of_changes_answers_and_crashes_converges(
+    seed: int, steps: list[str], hashed: Callable[[str], int]
+) -> None:
+    """After any mix of changes, sends, lost answers, ticks and crashes the CRM equals the table; nothing is doubled.
+
+    So it is even where keys are taken for those of cold rows, as they are often with the second hash.
+    """
+    world = World(seed, hashed)
     for step in steps:
         {
             "c": world.change,
