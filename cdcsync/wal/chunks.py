@@ -5,7 +5,7 @@ A chunk is one short read-only transaction. Rows are read as the texts that the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -47,6 +47,12 @@ WHERE x.locktype = 'transactionid' AND x.mode = 'ExclusiveLock' AND EXISTS (
       AND l.virtualtransaction = x.virtualtransaction AND l.pid IS NOT DISTINCT FROM x.pid)
 """
 
+# The oldest transaction that runs as far as is replayed here, and the next that may begin: age() counts from that one.
+_RUNNING: Final = """
+SELECT oldest, oldest + age(oldest::text::xid8::xid)
+FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS oldest) s
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -71,6 +77,8 @@ class ChunkReader:
         self._where = where
         self._only = sql.SQL("ONLY ")
         self._wal = (16 << 20, 8192)
+        self.standby = False
+        """Whether the server is a standby: whether it was, when it was asked last."""
         self.estimate = 0
 
     @classmethod
@@ -88,6 +96,7 @@ class ChunkReader:
             raise SourceError(f"there is no table {relation.table}", hint="correct the mapping's table")
         kind, reader.estimate, *wal = found
         reader._wal = (wal[0], wal[1])
+        await reader._look_for_promotion()
         if kind == "p":
             reader._only = sql.SQL("")  # a partitioned table holds its rows in its partitions; other heirs are not it
         return reader
@@ -100,6 +109,7 @@ class ChunkReader:
         ``key_columns`` must be unique and not null; they decide the order, by the server's own comparison. Raises
         psycopg's errors.
         """
+        standby = self.standby and await self._look_for_promotion()  # before the snapshot is taken
         async with self._connection.transaction():
             # The lock before the snapshot: a table rewritten between the two would look empty to this transaction.
             await self._connection.execute(
@@ -115,17 +125,48 @@ class ChunkReader:
             if raw:
                 await self._connection.execute("SET client_encoding = 'UTF8'")
             snapshot, upto_lsn = await self._position()
+            if standby:
+                snapshot = snapshot.bounded()
         last = key_texts(rows[-1], relation, key_columns) if rows else None
         return Chunk(rows, last, len(rows) < limit, snapshot, upto_lsn)
 
-    async def writers(self, relation: Relation) -> dict[str, str]:
+    async def writers(self, relation: Relation, among: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the transactions that have written something and may still write, or have written, to the table.
 
-        By id, with the process (or the prepared transaction's name) in words. They hold their lock on the table until
-        after they have become visible, however long a standby keeps them waiting.
+        By id, with the process (or the prepared transaction's name) in words; of ``among``, an earlier answer, those
+        that have not ended. They hold their lock on the table until after they have become visible, however long a
+        standby keeps them waiting.
+
+        A standby does not know its primary's locks: there, all transactions that run count as one, under the id of the
+        first that does not belong to them.
         """
-        found = await (await self._connection.execute(_WRITERS, [relation.oid, relation.oid])).fetchall()
-        return dict(found)
+        if self.standby:
+            return await self._running(among)
+        found: dict[str, str] = dict(
+            await (await self._connection.execute(_WRITERS, [relation.oid, relation.oid])).fetchall()
+        )
+        return found if among is None else {xid: who for xid, who in among.items() if xid in found}
+
+    async def snapshot(self) -> Snapshot:
+        """Return what is visible now, as far as that is sure."""
+        standby = self.standby and await self._look_for_promotion()
+        row = await (await self._connection.execute("SELECT pg_current_snapshot()::text")).fetchone()
+        assert row is not None  # noqa: S101 - for the type checker; such a SELECT has one
+        snapshot = Snapshot.parse(row[0])
+        return snapshot.bounded() if standby else snapshot
+
+    async def _running(self, among: Mapping[str, str] | None) -> dict[str, str]:
+        row = await (await self._connection.execute(_RUNNING)).fetchone()
+        assert row is not None  # noqa: S101 - for the type checker; such a SELECT has one
+        oldest, following = row
+        limit = following if among is None else max(map(int, among), default=0)
+        return {str(limit): f"the primary's, from {oldest} on"} if oldest < limit else {}
+
+    async def _look_for_promotion(self) -> bool:
+        """Return whether the server is a standby (still)."""
+        row = await (await self._connection.execute("SELECT pg_is_in_recovery()")).fetchone()
+        self.standby = row == (True,)
+        return self.standby
 
     async def _position(self) -> tuple[Snapshot, int]:
         """Return the transaction's snapshot, and the end of the WAL after it.

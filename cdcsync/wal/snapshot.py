@@ -87,7 +87,7 @@ class Backfill:
         self._window = Window()
         self._log = log.bind(mapping=mapping)
         self.waiting: str | None = None
-        """What the copy waits for before it begins, in words."""
+        """What the copy waits for, in words."""
         self._settled = False
         self._failures = 0
         self._again = 0
@@ -165,7 +165,8 @@ class Backfill:
         was not noted, and is not visible yet: a moment long, or as long as a synchronous standby is away. The other
         wrote before the table was published, so that the stream leaves those rows out, and commits after the first
         chunks were read. Both hold their locks on the table until after they are visible, so none is overlooked; a
-        transaction that begins to write later is streamed whole, and noted.
+        transaction that begins to write later is streamed whole, and noted. A standby does not know who writes to the
+        table on its primary: there, all transactions that run are waited for.
         """
         if self._settled:
             return
@@ -178,8 +179,7 @@ class Backfill:
                 self._log.warning("copy waits", reason=self.waiting)
                 told = float("inf")
             await asyncio.sleep(SETTLE_DELAY)
-            now = await reader.writers(self.relation)
-            earlier = {xid: who for xid, who in earlier.items() if xid in now}
+            earlier = await reader.writers(self.relation, earlier)
         self.waiting = None
         self._settled = True
 
@@ -187,6 +187,7 @@ class Backfill:
         relation, limit = self.relation, self._limit
         self._window.open()
         try:
+            await self._until_visible(reader)
             chunk = await reader.read(relation, self.key_columns, self.cursor.after, limit)
             if relation == self.relation:
                 rows = [(ports.key_of(row), row) for row in chunk.rows]
@@ -199,6 +200,17 @@ class Backfill:
         finally:
             self._window.close()
         await self._before_again()
+
+    async def _until_visible(self, reader: ChunkReader) -> None:
+        """On a standby, wait until all that was streamed before the window is visible beyond doubt.
+
+        It is, but the snapshot there tells so only when all older transactions of the primary have ended too. To look
+        after the chunk was read, as on a primary, would find a later one in the way each time.
+        """
+        while reader.standby and not self._window.follows(await reader.snapshot()):
+            self.waiting = "older transactions that run on the primary"
+            await asyncio.sleep(AGAIN_DELAY[0])
+        self.waiting = None
 
     def _advance(self, chunk: Chunk, merged: Merged, relation: Relation, ports: _Ports) -> None:
         whole = merged.settled == len(chunk.rows)

@@ -45,6 +45,13 @@ class Snapshot:
         xmin, xmax, xip = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(map(int, xip.split(","))) if xip else frozenset())
 
+    def bounded(self) -> Self:
+        """Return what is sure of a standby's snapshot: it lists none of the transactions between its bounds that run.
+
+        A visible one that is taken for invisible costs a second look at its rows, and no more.
+        """
+        return type(self)(self.xmin, self.xmin, frozenset())
+
     def sees(self, xid: int) -> bool:
         """Tell whether a committed transaction is visible; ``xid`` is 32 bits wide and near this snapshot."""
         distance = (xid - self.xmax + _EPOCH // 2) % _EPOCH - _EPOCH // 2
@@ -101,6 +108,10 @@ class Window:
         self._before = tuple(self._recent)
         self._noted, self._chunk, self._truncates, self.overflowed = {}, None, [], False
 
+    def follows(self, snapshot: Snapshot) -> bool:
+        """Whether all that was streamed before the window opened is visible to a snapshot."""
+        return all(map(snapshot.sees, self._before))
+
     def narrow(self, keys: Iterable[str]) -> None:
         """Note only these keys from now on: the chunk's rows are known."""
         if self._noted is None:
@@ -116,7 +127,7 @@ class Window:
         or when the table was truncated meanwhile.
         """
         noted = self._noted or {}
-        unclear = self.overflowed or any(not snapshot.sees(xid) for xid in (*self._before, *self._truncates))
+        unclear = self.overflowed or not self.follows(snapshot) or not all(map(snapshot.sees, self._truncates))
         self._recent = deque((xid for xid in self._recent if not snapshot.sees(xid)), MAX_RECENT)
         self.close()
         if unclear:

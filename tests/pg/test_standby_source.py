@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+import structlog
 
 from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceError, SourceUnavailableError
@@ -16,6 +17,7 @@ from cdcsync.wal.connect import connect
 from cdcsync.wal.health import diagnose, each_host, examine
 from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.slot import create_slot, drop_slot, present_timeline, show_slot
+from cdcsync.wal.snapshot import Backfill, Cursor
 from tests.pg.reading import TABLE, Reader, Setup, reading, set_up
 from tests.pg.standby import PHYSICAL_SLOT, caught_up, either, kill, promote, standby_of
 from tests.polling import eventually_async
@@ -249,3 +251,53 @@ async def _persistent(db: Setup, standby: EmbeddedPostgres) -> bool:
     """Write something, and say whether the slot's copy would survive."""
     await db.execute("INSERT INTO t VALUES ((SELECT coalesce(max(id), 0) + 1 FROM t))")
     return (await examine(db.connection, db.slot, [standby.dsn()])).copies[0].ready
+
+
+async def test_a_standbys_snapshot_is_sure_of_its_bounds_only(
+    own_pg_server: EmbeddedPostgres, standby: EmbeddedPostgres
+) -> None:
+    """A standby's snapshot lists no running transaction: one that runs is not taken for a part of what was read."""
+    async with await psycopg.AsyncConnection.connect(own_pg_server.dsn()) as running:
+        ((xid,),) = await (await running.execute("INSERT INTO t VALUES (1) RETURNING xmin::text::int8")).fetchall()
+        async with await connect(own_pg_server.dsn()) as primary, await connect(standby.dsn()) as copying:
+            await primary.execute("INSERT INTO t VALUES (2)")
+            caught_up(own_pg_server, standby)
+            relation = await load_relation(copying, "public", "t")
+            reader = await ChunkReader.open(copying, relation)
+            chunk = await reader.read(relation, ["id"], None, 100)
+            assert len(chunk.rows) == 1
+            assert not chunk.snapshot.sees(xid)
+            await running.commit()
+            caught_up(own_pg_server, standby)
+            chunk = await reader.read(relation, ["id"], None, 100)
+            assert len(chunk.rows) == 2
+            assert chunk.snapshot.sees(xid)
+
+
+async def test_a_copy_from_a_standby_waits_for_the_primarys_writers(
+    own_pg_server: EmbeddedPostgres, standby: EmbeddedPostgres
+) -> None:
+    """Who wrote before the copy began, and is open on the primary, is waited for: the stream may leave its rows out."""
+    rows: list[bytes] = []
+
+    async def at_once(_: int = 0) -> None:
+        """Wait for nothing."""
+
+    def emit(some: list[bytes], _: Cursor) -> None:
+        rows.extend(some)
+
+    async with await psycopg.AsyncConnection.connect(own_pg_server.dsn()) as running:
+        await running.execute("INSERT INTO t VALUES (1)")
+        async with await connect(own_pg_server.dsn()) as primary, await connect(standby.dsn()) as connection:
+            await primary.execute("INSERT INTO t VALUES (2)")
+            caught_up(own_pg_server, standby)
+            relation = await load_relation(connection, "public", "t")
+        backfill = Backfill("m", relation, ["id"], log=structlog.get_logger())
+        copying = asyncio.ensure_future(
+            backfill.run(lambda: connect(standby.dsn()), reached=at_once, room=at_once, emit=emit, key_of=repr)
+        )
+        await eventually_async(lambda: "the primary's" in (backfill.waiting or ""))
+        assert not rows
+        await running.commit()
+        await asyncio.wait_for(copying, 30)
+    assert len(rows) == 2
