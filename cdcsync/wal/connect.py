@@ -8,12 +8,11 @@ our own, whatever the server's is, so that a walsender without client does not h
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from cdcsync.errors import ConfigError, SourceRefusedError, SourceUnavailableError
@@ -47,7 +46,10 @@ DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
-"""Connection parameters where the user's connection string names no other."""
+"""Connection parameters where neither the connection string nor a service file nor the environment names another."""
+
+NOWHERE: Final = "/nowhere"
+"""No server's directory, so that a look at the parameters reaches none."""
 
 
 def conninfo(dsn: str, *, replication: bool = False) -> str:
@@ -56,14 +58,28 @@ def conninfo(dsn: str, *, replication: bool = False) -> str:
         given = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         raise ConfigError(f"postgres.dsn is no connection string: {error}") from error
-    options = [str(given.get("options") or os.environ.get("PGOPTIONS", ""))]
+    settled = _settled(dsn)
+    options = [settled.get("options", "")]
     if replication:
         options.insert(0, f"-c wal_sender_timeout={SENDER_TIMEOUT}")
     options += [f"-c {name}={value}" for name, value in PINS.items()]
-    parameters = {**DEFAULTS, **given, "options": " ".join(filter(None, options)), "client_encoding": "UTF8"}
+    ours = {name: settled.get(name, value) for name, value in DEFAULTS.items()}
+    parameters = {**given, **ours, "options": " ".join(filter(None, options)), "client_encoding": "UTF8"}
     if replication:
         parameters["replication"] = "database"
     return make_conninfo("", **parameters)
+
+
+def _settled(dsn: str) -> dict[str, str]:
+    """Return all parameters that libpq takes from the string, its service and the environment, in their order.
+
+    It tells them of a connection only: of one that finds no server. A service that does not exist is told later.
+    """
+    attempt = pq.PGconn.connect_start(make_conninfo(dsn, host=NOWHERE).encode())
+    try:
+        return {option.keyword.decode(): option.val.decode() for option in attempt.info if option.val}
+    finally:
+        attempt.finish()
 
 
 async def connect(dsn: str, *, replication: bool = False) -> Connection:

@@ -28,7 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from cdcsync.config import PostgresConfig
 from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceRefusedError, SourceUnavailableError
-from cdcsync.wal.connect import connect, connect_again
+from cdcsync.wal.connect import DEFAULTS, connect, connect_again
 from cdcsync.wal.slot import identify_system
 from cdcsync.wal.source import Source
 from tests.pg.reading import Setup, reading, set_up
@@ -55,6 +55,37 @@ async def test_service_files_variables_and_uris(pg: str, tmp_path: Path, monkeyp
     for name, value in parameters.items():
         monkeypatch.setenv({"dbname": "PGDATABASE"}.get(name, f"PG{name.upper()}"), value)
     await opens("")
+
+
+async def test_a_service_file_and_variables_are_not_overruled(
+    pg: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our defaults stand behind the string, its service and the environment, which stand in libpq's own order."""
+    service = tmp_path / "services.conf"
+    parameters = {**conninfo_to_dict(pg), "keepalives_idle": "77", "options": "-c work_mem=5MB"}
+    service.write_text("[shop]\n" + "".join(f"{name}={value}\n" for name, value in parameters.items()))
+    monkeypatch.setenv("PGSERVICEFILE", str(service))
+    monkeypatch.setenv("PGAPPNAME", "replicator")
+    monkeypatch.setenv("PGCONNECT_TIMEOUT", "33")
+    for dsn in ("service=shop", f"service=shop dbname={parameters['dbname']}"):
+        async with await connect(dsn) as connection:
+            given = connection.info.get_parameters()
+            assert {name: given.get(name) for name in ("application_name", "connect_timeout", "keepalives_idle")} == {
+                "application_name": "replicator",
+                "connect_timeout": "33",
+                "keepalives_idle": "77",
+            }
+            assert given["tcp_user_timeout"] == DEFAULTS["tcp_user_timeout"]
+            assert await (await connection.execute("SHOW work_mem")).fetchone() == ("5MB",)
+            assert await (await connection.execute("SHOW extra_float_digits")).fetchone() == ("3",)
+    async with await connect(make_conninfo("service=shop", application_name="mine", keepalives_idle=7)) as connection:
+        assert connection.info.get_parameters()["application_name"] == "mine"
+        assert connection.info.get_parameters()["keepalives_idle"] == "7"
+    monkeypatch.delenv("PGAPPNAME")
+    async with await connect(pg) as connection:
+        assert connection.info.get_parameters()["application_name"] == "cdcsync"
+    with pytest.raises(SourceUnavailableError, match="elsewhere"):
+        await connect("service=elsewhere")
 
 
 async def test_several_hosts(pg: str, tmp_path: Path) -> None:
