@@ -260,7 +260,7 @@ class Copies:
             self._log.info("copy begins", map=copy.route.name, reason=copy.entry.reason)
         if copy.backfill is None:
             copy.backfill = await make(copy.route, copy.entry)
-        entry = copy.entry
+        entry = self._in_order(copy, copy.backfill.key_columns)
         copy.began = (time.monotonic(), entry.rows)
         await copy.backfill.run(
             connect,
@@ -273,6 +273,15 @@ class Copies:
         if entry.sweep:
             await self._sweep(copy)
         await self._finish(copy)
+
+    def _in_order(self, copy: Copy, columns: tuple[str, ...]) -> CopyState:
+        """Let a copy read in the order of ``columns``: a cursor of another order says nothing in it."""
+        if not copy.entry.read:
+            if copy.entry.order not in {(), columns}:
+                self._log.warning("copy begins anew: the table has another key", map=copy.route.name)
+                copy.entry = replace(copy.entry, cursor=None, rows=0)
+            copy.entry = replace(copy.entry, order=columns)
+        return copy.entry
 
     async def _room(self, copy: Copy) -> None:
         """Wait until few rows can go; those that are held may wait for the very rows that are still to be copied."""

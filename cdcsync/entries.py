@@ -77,7 +77,8 @@ class CopyState:
     It reads the whole table unless ``condition`` (SQL) or ``keys`` (external keys) say less. With ``sweep`` the records
     that neither it nor the stream met are deleted at its end. ``asker``: the config wants the mapping's rows copied,
     the daemon knows that changes may be missing, or a person asked, and was told what that may delete. ``cursor`` is
-    the last key read, as texts of the key columns; ``read``: no row comes after it. ``error`` says why it was given up.
+    the last key read, as texts of the columns ``order``, in whose order rows are read (empty: not known, of an older
+    file); ``read``: no row comes after it. ``error`` says why it was given up.
     """
 
     id: int
@@ -90,6 +91,7 @@ class CopyState:
     asker: Asker = "daemon"
     started: bool = False
     cursor: tuple[str, ...] | None = None
+    order: tuple[str, ...] = ()
     rows: int = 0
     estimate: int = 0
     read: bool = False

@@ -395,7 +395,7 @@ class State:
         execute("INSERT OR REPLACE INTO counter VALUES (?,?,?)", tick.counters)
         execute(
             "UPDATE copy SET cursor = ?, rows = ?, estimate = ?, read = ? WHERE id = ?",
-            [(json.dumps(c.cursor) if c.cursor else None, c.rows, c.estimate, c.read, c.id) for c in tick.copies],
+            [(_cursor_text(c), c.rows, c.estimate, c.read, c.id) for c in tick.copies],
         )
         execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
         for mapping, reason, at in tick.resyncs:
@@ -637,6 +637,7 @@ class State:
 def _copy(row: Sequence[Any]) -> CopyState:
     number, mapping, reason, requested, condition, keys, sweep, asker, started, cursor, *rest = row
     rows, estimate, read, finished, error = rest
+    after = json.loads(cursor) if cursor else None
     return CopyState(
         id=number,
         mapping=mapping,
@@ -647,13 +648,18 @@ def _copy(row: Sequence[Any]) -> CopyState:
         sweep=bool(sweep),
         asker=asker,
         started=bool(started),
-        cursor=tuple(json.loads(cursor)) if cursor else None,
+        cursor=tuple(after.values() if isinstance(after, dict) else after) if after else None,
+        order=tuple(after) if isinstance(after, dict) else (),
         rows=rows,
         estimate=estimate,
         read=bool(read),
         finished=finished,
         error=error,
     )
+
+
+def _cursor_text(copy: CopyState) -> str | None:
+    return None if copy.cursor is None else json.dumps(dict(zip(copy.order, copy.cursor, strict=True)))
 
 
 def _chunks(entries: Sequence[T]) -> Iterable[Sequence[T]]:

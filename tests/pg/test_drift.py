@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import structlog
 
 from cdcsync.config import Config
 from cdcsync.demo.processes import get_json
+from cdcsync.entries import CopyState, Tick
 from cdcsync.errors import ConfigError, SourceError
 from cdcsync.sandbox.server import SandboxThread
 from cdcsync.service import Service
@@ -82,6 +83,10 @@ class Scene:
     def paused(self) -> str | None:
         with contextlib.closing(State.read(self.directory / "state.db")) as state:
             return state.paused().get("t")
+
+    def copies(self) -> list[CopyState]:
+        with contextlib.closing(State.read(self.directory / "state.db")) as state:
+            return state.copies()
 
     def resume(self) -> None:
         with contextlib.closing(State.beside(self.directory / "state.db")) as state:
@@ -579,6 +584,30 @@ async def test_a_key_that_moves_to_another_column_with_unread_rows_is_compared(s
     async with scene.running():
         await scene.until("name", **{"1": "A"})
     assert scene.paused() is None
+
+
+async def test_a_copy_does_not_go_on_by_another_key(scene: Scene) -> None:
+    """Rows that the new order has before the old cursor are neither left out nor taken for gone."""
+    scene.execute("INSERT INTO t VALUES ('3', '0')")
+    async with scene.running():
+        await scene.until("name", **{"1": "One", "2": "Two", "3": "0"})
+    with contextlib.closing(State.open(scene.directory / "state.db")) as state:
+        state.request_resync("t", "by the test", 0.0)
+        number = next(copy.id for copy in state.copies() if copy.mapping == "t")
+        copy = replace(state.begin_copy(number), cursor=("2",), order=("id",), rows=2)
+        met = [(number, "1"), (number, "2")]
+        checkpoint = state.checkpoint()
+        state.write(Tick(checkpoint.durable_lsn, checkpoint.position, copies=[copy], met=met))
+    scene.execute(
+        "ALTER TABLE t DROP CONSTRAINT t_pkey, ALTER COLUMN name SET NOT NULL",
+        "ALTER TABLE t ADD PRIMARY KEY (name)",
+        "ALTER TABLE t REPLICA IDENTITY FULL",
+    )
+    async with scene.running():
+        await eventually_async(lambda: not scene.copies(), what="the copies are not done")
+        await scene.the_others_go_on()
+    records = get_json(f"{scene.sandbox.admin_url}/records?object=companies")
+    assert [record["archived"] for record in records] == [False, False, False]
 
 
 async def test_a_changed_mapping_is_compared(scene: Scene) -> None:

@@ -150,7 +150,7 @@ class Bench:
         self.pipeline.plan_copies()
         copy = self.pipeline.copies.of(name)
         assert copy is not None
-        copy.entry = self.state.begin_copy(copy.entry.id)
+        copy.entry = replace(self.state.begin_copy(copy.entry.id), order=("id",))
         copy.backfill = Backfill(name, COMPANIES, ["id"], log=LOG)
         return copy
 

@@ -45,7 +45,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     job = Job(3, "m", Op.UPSERT, JobState.CREATED, "750", 11.0, 2, "abc")
     state = State.open(tmp_path / "state.db")
     state.want_copy("m", 10.0)
-    copying = replace(state.begin_copy(state.copies()[0].id), cursor=("9",), rows=9, estimate=20)
+    copying = replace(state.begin_copy(state.copies()[0].id), cursor=("9",), order=("id",), rows=9, estimate=20)
     state.write(
         Tick(
             durable_lsn=70,
