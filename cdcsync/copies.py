@@ -61,6 +61,10 @@ class Surroundings(Protocol):
     def full(self) -> bool:
         """Whether pending rows fill the budget."""
 
+    @property
+    def received_lsn(self) -> int:
+        """Everything that was committed before it has been fed."""
+
     async def reached(self, lsn: int) -> None:
         """Wait until everything that was committed before ``lsn`` has been fed."""
 
@@ -264,6 +268,7 @@ class Copies:
         copy.began = (time.monotonic(), entry.rows)
         await copy.backfill.run(
             connect,
+            received=lambda: self._around.received_lsn,
             reached=self._around.reached,
             room=partial(self._room, copy),
             emit=partial(self._emit, copy),

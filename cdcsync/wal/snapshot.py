@@ -47,6 +47,7 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class _Ports:
+    received: Callable[[], int]
     reached: Callable[[int], Awaitable[None]]
     room: Callable[[], Awaitable[None]]
     emit: Callable[[list[bytes], Cursor], None]
@@ -117,6 +118,7 @@ class Backfill:
         self,
         connect: Connect,
         *,
+        received: Callable[[], int],
         reached: Callable[[int], Awaitable[None]],
         room: Callable[[], Awaitable[None]],
         emit: Callable[[list[bytes], Cursor], None],
@@ -125,14 +127,14 @@ class Backfill:
     ) -> None:
         """Copy what comes after ``cursor``, until the end of the table; lost connections are opened again.
 
-        ``reached`` waits until all that was committed before an LSN has been delivered (and noted); ``room`` waits
-        until more rows are welcome; ``emit`` takes rows to apply and the cursor to keep with them, and is called on the
-        event loop without a pause between the reconciliation and it; ``key_of`` gives a row's external key. The rows
-        that these two get have the shape that ``relation`` has at that moment.
+        ``received`` says up to which LSN all has been delivered (and noted), and ``reached`` waits for one; ``room``
+        waits until more rows are welcome; ``emit`` takes rows to apply and the cursor to keep with them, and is called
+        on the event loop without a pause between the reconciliation and it; ``key_of`` gives a row's external key. The
+        rows that these two get have the shape that ``relation`` has at that moment.
         Raises SourceError when PostgreSQL refuses the table's rows for good.
         """
         self.cursor = cursor or Cursor()
-        ports = _Ports(reached, room, emit, key_of)
+        ports = _Ports(received, reached, room, emit, key_of)
         while not self.cursor.done:
             try:
                 await self._copy(connect, ports)
@@ -186,10 +188,13 @@ class Backfill:
     async def _copy_chunk(self, reader: ChunkReader, ports: _Ports) -> None:
         relation, limit = self.relation, self._limit
         self._window.open()
+        received = ports.received()
         try:
             await self._until_visible(reader)
             chunk = await reader.read(relation, self.key_columns, self.cursor.after, limit)
-            if relation == self.relation:
+            # A connection string may lead to a standby that is behind the server of the stream: its rows are older
+            # than what was delivered long ago.
+            if relation == self.relation and chunk.upto_lsn >= received:
                 rows = [(ports.key_of(row), row) for row in chunk.rows]
                 self._window.narrow(key for key, _ in rows if key is not None)
                 await ports.reached(chunk.upto_lsn)

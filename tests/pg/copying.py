@@ -156,7 +156,13 @@ class Copy:
     async def run(self, cursor: Cursor | None = None) -> None:
         """Run the backfill to its end."""
         await self.backfill.run(
-            self.connect, reached=self.reached, room=self.room, emit=self.emit, key_of=self.key_of, cursor=cursor
+            self.connect,
+            received=lambda: self.stream.position if self.stream is not None else 0,
+            reached=self.reached,
+            room=self.room,
+            emit=self.emit,
+            key_of=self.key_of,
+            cursor=cursor,
         )
 
     @contextlib.asynccontextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,6 +17,7 @@ from cdcsync.wal.catalog import copy_key, load_relation
 from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.snapshot import Backfill
 from tests.pg.copying import LOG, Copy, SlotStream, copy_of, describe, execute
+from tests.pg.standby import caught_up, standby_of
 from tests.polling import eventually_async
 from tests.servers import needs
 
@@ -26,6 +28,29 @@ def prepared_server(own_pg_server: EmbeddedPostgres) -> EmbeddedPostgres:
     own_pg_server.settings["max_prepared_transactions"] = "5"
     own_pg_server.restart()
     return own_pg_server
+
+
+async def test_a_standby_that_is_behind_the_stream_is_not_read(own_pg_server: EmbeddedPostgres, tmp_path: Path) -> None:
+    """With several hosts a copy may be led to another server than the stream: no row goes back to what is there."""
+    dsn = own_pg_server.dsn()
+    execute(dsn, "CREATE TABLE t (id int PRIMARY KEY, version int)", "INSERT INTO t VALUES (1, 1)")
+    stream = await SlotStream.open(dsn, "FOR TABLE t")
+    with standby_of(own_pg_server, tmp_path) as standby:
+        caught_up(own_pg_server, standby)
+        execute(standby.dsn(), "SELECT pg_wal_replay_pause()")
+        execute(dsn, "UPDATE t SET version = 2")
+        copy = Copy(dsn, Backfill("t", await describe(dsn, "t"), ["id"], log=LOG), stream, version=1)
+        await copy.deliver()
+        copy.backfill = Backfill("t", await describe(dsn, "t"), ["id"], log=LOG)  # it knows nothing of that change
+        copy.dsn = standby.dsn()
+        async with copy.streaming():
+            task = asyncio.create_task(copy.run())
+            await eventually_async(lambda: copy.chunks > 2 or task.done())
+            assert copy.emitted == []
+            execute(standby.dsn(), "SELECT pg_wal_replay_resume()")
+            await task
+        assert copy.rows == {"1": [b"1", b"2"]}
+    await stream.close()
 
 
 @pytest.mark.parametrize("ending", ["COMMIT", "PREPARE"])
