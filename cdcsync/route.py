@@ -144,7 +144,8 @@ class Route:
         relation = sight.relation
         assert relation is not None  # noqa: S101 — for the type checker; who calls has seen it
         types = mapped_types(self.config, relation, self.types)
-        columns = {name: sight.columns[name] for name in types}
+        # A look is not of one moment: a column that went away during it is missing here, and drift at the next one.
+        columns = {name: sight.columns[name] for name in types if name in sight.columns}
         self.seen = Seen(
             self.config.meaning, relation.table, relation.oid, types, columns, sight.publication or "", sight.lsn
         )

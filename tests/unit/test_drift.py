@@ -10,6 +10,7 @@ from cdcsync.config import MapConfig
 from cdcsync.drift import mapped_types, shape_drift, table_drift, what_is_left
 from cdcsync.entries import Seen
 from cdcsync.model import Column, Relation
+from cdcsync.route import Route
 from cdcsync.wal.sight import TableSight
 
 TEXT, INT4, INT8, VARCHAR, BYTEA, DOMAIN = 25, 23, 20, 1043, 17, 20001
@@ -32,6 +33,12 @@ def relation(types: dict[str, int], *, oid: int = 7, table: str = "t", key: bool
 WHOLE = {"id": INT4, "name": TEXT, "size": INT4, "owner": INT4}
 BEFORE = mapped_types(mapping(), relation({**WHOLE, "note": TEXT}), TYPES)
 SEEN = Seen("", "public.t", 7, BEFORE, {}, "1", 0)
+
+
+def test_a_column_may_go_away_during_a_look() -> None:
+    """The shape and the columns' definitions are read one after the other: a drop between the two ends nothing."""
+    gone = {column: "1" for column in WHOLE if column != "size"}
+    assert Route(mapping(), TYPES).fit(TableSight(relation(WHOLE), publication="1", columns=gone)).columns == gone
 
 
 def test_only_mapped_columns_count() -> None:
