@@ -294,7 +294,14 @@ async def test_a_copy_from_a_standby_waits_for_the_primarys_writers(
             relation = await load_relation(connection, "public", "t")
         backfill = Backfill("m", relation, ["id"], log=structlog.get_logger())
         copying = asyncio.ensure_future(
-            backfill.run(lambda: connect(standby.dsn()), reached=at_once, room=at_once, emit=emit, key_of=repr)
+            backfill.run(
+                lambda: connect(standby.dsn()),
+                received=lambda: 0,
+                reached=at_once,
+                room=at_once,
+                emit=emit,
+                key_of=repr,
+            )
         )
         await eventually_async(lambda: "the primary's" in (backfill.waiting or ""))
         assert not rows
