@@ -26,6 +26,8 @@ COLD = -2
 """Journal slot of a row that is in the journal alone, to save memory."""
 
 _HEAP_SLACK = 1_000
+_HEAP_GROWTH = 1.25
+"""How many entries of rows that are gone may be kept, with their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +311,12 @@ class Backlog:
         return None if oldest is None else oldest[1]
 
     def changed(self) -> Iterator[tuple[str, int, PendingRow | None]]:
-        """Yield (key, slot, row or None) of what the journal must write or drop, and start anew."""
+        """Yield (key, slot, row or None) of what the journal must write or drop, by slot and key, and start anew."""
         dirty, self._dirty = self._dirty, defaultdict(set)
         freezing, self._freezing = self._freezing, {}
         for slot, keys in dirty.items():
             journaled = self._journaled[slot]
-            for key in keys:
+            for key in sorted(keys):  # where the file has them
                 row = freezing.get(key) if slot == COLD else self._row_at(key, slot)
                 if row is not None:
                     if slot != COLD:  # there may be millions of those, and they never leave the journal unseen
@@ -325,6 +327,8 @@ class Backlog:
                     yield key, slot, None
             if not journaled:
                 del self._journaled[slot]
+        if len(self._oldest) > _HEAP_GROWTH * (len(self.fold.waiting) + len(self.in_flight)) + _HEAP_SLACK:
+            self._rebuild_oldest()
 
     @property
     def dirty(self) -> int:
@@ -350,8 +354,6 @@ class Backlog:
         return min(warm, self.coldest)
 
     def _oldest_in_memory(self) -> tuple[Position, float] | None:
-        if len(self._oldest) > 2 * (len(self.fold.waiting) + len(self.in_flight)) + _HEAP_SLACK:
-            self._rebuild_oldest()
         while self._oldest:
             first, key = self._oldest[0]
             for row in self._rows_of(key):
@@ -368,7 +370,7 @@ class Backlog:
             heapq.heappush(self._oldest, (first, key))
 
     def _rebuild_oldest(self) -> None:
-        """Drop the entries of rows that were settled behind one that is stuck."""
+        """Drop the entries of rows that went to the journal, or were settled behind one that is stuck."""
         keys = {*self.fold.waiting, *self.in_flight}
         self._oldest = [(row.first, key) for key in keys for row in self._rows_of(key)]
         heapq.heapify(self._oldest)

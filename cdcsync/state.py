@@ -344,32 +344,19 @@ class State:
 
     def _write(self, tick: Tick) -> None:
         execute = self._db.executemany
-        execute(
-            "DELETE FROM journal WHERE mapping = ? AND key = ? AND job = ?",
-            sorted((self._mapping_id(m), key, job) for m, key, job, row in tick.journal if row is None),
-        )
-        rows = [(self._mapping_id(m), key, job, row) for m, key, job, row in tick.journal if row is not None]
-        rows.sort(key=itemgetter(0, 1, 2))
-        for chunk in _chunks(rows):  # packed, all of them would take as much memory again
+        for entries in _chunks(
+            tick.journal
+        ):  # made into what SQLite takes, all of them would take as much memory again
+            execute(
+                "DELETE FROM journal WHERE mapping = ? AND key = ? AND job = ?",
+                [(self._mapping_id(m), key, job) for m, key, job, row in entries if row is None],
+            )
             execute(
                 "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
-                [(mapping, key, job, *self._pack(row)) for mapping, key, job, row in chunk],
+                [(self._mapping_id(m), key, job, *self._pack(row)) for m, key, job, row in entries if row is not None],
             )
-        execute(
-            "DELETE FROM ledger WHERE mapping = ? AND key = ?",
-            sorted((self._mapping_id(m), key) for m, key, known in tick.ledger if known is None),
-        )
-        execute(
-            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?)",
-            [
-                (
-                    self._mapping_id(m), key, known.crm_id, self._shape_id(known.fields), known.hashes,
-                    json.dumps(known.links) if known.links else None, *known.position, known.at,
-                )
-                for m, key, known in sorted(tick.ledger, key=lambda entry: entry[:2])
-                if known is not None
-            ],
-        )  # fmt: skip
+        for known_entries in _chunks(sorted(tick.ledger, key=itemgetter(0, 1))):
+            self._write_ledger(known_entries)
         execute(
             "DELETE FROM reject WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key, reject in tick.rejects if reject is None],
@@ -414,6 +401,23 @@ class State:
             self._set_meta("timeline", str(tick.timeline))
         self._set_meta("durable_lsn", str(tick.durable_lsn))
         self._set_meta("position", json.dumps(list(tick.position)))
+
+    def _write_ledger(self, entries: Sequence[tuple[str, str, Known | None]]) -> None:
+        self._db.executemany(
+            "DELETE FROM ledger WHERE mapping = ? AND key = ?",
+            [(self._mapping_id(m), key) for m, key, known in entries if known is None],
+        )
+        self._db.executemany(
+            "INSERT OR REPLACE INTO ledger VALUES (?,?,?,?,?,?,?,?,?)",
+            [
+                (
+                    self._mapping_id(m), key, known.crm_id, self._shape_id(known.fields), known.hashes,
+                    json.dumps(known.links) if known.links else None, *known.position, known.at,
+                )
+                for m, key, known in entries
+                if known is not None
+            ],
+        )  # fmt: skip
 
     # --- what a start reads back
 
