@@ -24,7 +24,7 @@ from cdcsync.model import ABSENT, Change, ChangeKind, Position, Relation, Text
 from cdcsync.wal.decode import join_tuple, split_tuple
 
 _UNCHANGED = b"u"
-_OVERHEAD = 1_500
+OVERHEAD = 1_500
 """Bytes that a pending row costs beside its tuple, as of when it is sent (measured).
 
 While it waits 600: the object, its key, its places in dicts; 350 more while a tick writes it; 800 more for its record,
@@ -82,7 +82,7 @@ class PendingRow:
     @property
     def size(self) -> int:
         """Bytes of memory, at most."""
-        return len(self.image) + _OVERHEAD
+        return len(self.image) + OVERHEAD
 
 
 @dataclass(frozen=True, slots=True)

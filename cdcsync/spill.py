@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
+from cdcsync.coalesce import OVERHEAD
 from cdcsync.route import Route
 
 if TYPE_CHECKING:
@@ -22,8 +24,11 @@ FREEZE_FROM = 0.8
 FREEZE_TO = 0.4
 """Of the budget: from where on rows are left to the journal, and down to where."""
 AT_ONCE = 5_000
+"""Rows that go to the journal at a time."""
 THAW_BELOW = 2_000
-"""Rows that are ready: with fewer, cold ones are taken back."""
+"""Rows that are ready: with fewer, cold ones are taken back; where there are bulk jobs, with fewer than one takes."""
+THAW_AT_LEAST = 500
+"""Rows for which there has to be room, unless none is ready."""
 
 
 class Spill:
@@ -32,10 +37,12 @@ class Spill:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._turn = asyncio.Lock()
+        self._budget = math.inf
         self._thawing: set[str] = set()
 
     async def keep_within(self, budget: float) -> None:
         """Leave rows to the journal if the lane takes too much of ``budget`` (bytes)."""
+        self._budget = budget
         if self._lane.size <= FREEZE_FROM * budget:
             return
         async with self._turn:
@@ -46,9 +53,17 @@ class Spill:
     def refill(self, route: Route) -> None:
         """Take cold rows back if the queue runs low; they are there some time later."""
         backlog = route.backlog
-        if backlog.cold and len(backlog.ready) < THAW_BELOW and route.name not in self._thawing:
+        if not backlog.cold or len(backlog.ready) >= self._enough or route.name in self._thawing:
+            return
+        room = (FREEZE_TO * self._budget - self._lane.size) / OVERHEAD
+        if room >= THAW_AT_LEAST or not backlog.ready:
             self._thawing.add(route.name)
-            self._lane.jobs.spawn(self._thaw(route))
+            self._lane.jobs.spawn(self._thaw(route, round(min(self._enough, max(room, THAW_AT_LEAST)))))
+
+    @property
+    def _enough(self) -> int:
+        limits = self._lane.destination.limits
+        return THAW_BELOW if limits.bulk_from is None else limits.bulk_records
 
     @contextlib.asynccontextmanager
     async def recalled(self, route: Route, key: str) -> AsyncIterator[None]:
@@ -75,10 +90,10 @@ class Spill:
         await self._lane.around.tick()
         return len(frozen)
 
-    async def _thaw(self, route: Route) -> None:
+    async def _thaw(self, route: Route, rows: int) -> None:
         try:
             async with self._turn:
-                for row in await self._lane.around.on_file(methodcaller("coldest", route.name, AT_ONCE)):
+                for row in await self._lane.around.on_file(methodcaller("coldest", route.name, rows)):
                     route.backlog.thaw(row, time.monotonic())
                 # Rows that were thawed and are still in the file must not be read again.
                 await self._lane.around.tick()

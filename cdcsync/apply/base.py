@@ -54,7 +54,7 @@ class Limits:
     batch: Mapping[Op, int]
     max_parallel: int
     bulk_from: int | None = None
-    bulk_records: int = 30_000
+    bulk_records: int = 20_000
     bulk_bytes: int = 12 << 20
 
 

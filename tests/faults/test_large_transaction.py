@@ -12,7 +12,7 @@ from tests.faults.stage import Stage, stage
 
 CHANGES = int(os.environ.get("CDCSYNC_TEST_CHANGES", "100000"))
 ROWS = 2_000
-DISTINCT = CHANGES * 3 // 2
+DISTINCT = CHANGES * 6 // 5
 """Rows that a transaction inserts; none folds into another."""
 BOUND = 300 << 20
 
