@@ -25,16 +25,6 @@ from cdcsync.wal.catalog import (
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.published import GENERATED, KINDS, VIA_ROOT, Columns, Publication, Tables, listing, quoted
 
-_DEFINITIONS = """
-    SELECT string_agg(format('%%I %%s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum)
-    FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped
-"""
-
-_CONDITION = """
-    SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint
-    WHERE conrelid = 'pg_temp.cdcsync_condition'::regclass AND contype = 'c'
-"""
-
 
 class Gap(NamedTuple):
     """What a publication lacks, as a phrase that follows its name, and what to do: SQL, or a sentence."""
@@ -168,30 +158,29 @@ async def _needed(
 
 
 async def _filter_phrase(connection: Connection, table: str, mine: str | None, theirs: str | None) -> str:
-    if mine is None and theirs is not None:
-        return f"sends only rows of {table} with {theirs}, which the mapping does not say"
-    if mine is not None and theirs is None:
+    if mine is None:
+        return "" if theirs is None else f"sends only rows of {table} with {theirs}, which the mapping does not say"
+    if theirs is None:
         return f"sends all rows of {table}, and not only those of the mapping's where"
-    if mine is None or mine == theirs or await _in_servers_words(connection, table, mine) == theirs:
+    if mine == theirs or await _same(connection, table, mine, theirs):
         return ""
     return f"sends the rows of {table} with {theirs}, and the mapping's where is {mine}"
 
 
-async def _in_servers_words(connection: Connection, table: str, condition: str) -> str | None:
-    """Return a condition as the server would store it; None where it cannot be asked.
+async def _same(connection: Connection, table: str, mine: str, theirs: str) -> bool:
+    """Whether two conditions are one to the server, which alone can read its SQL: it prints how it understands them.
 
-    Only the server can read its SQL: it is asked by a temporary table, in a transaction that is rolled back.
+    Nothing is run or written, so that a standby can be asked too. They stand for columns, not for a filter, of which
+    it would leave out what a table's constraints say.
     """
+    plans = []
     try:
-        async with connection.transaction(force_rollback=True):
-            ((definitions,),) = await rows(connection, _DEFINITIONS, [quoted(connection, table)])
-            await connection.execute(
-                f"CREATE TEMP TABLE cdcsync_condition ({definitions}, CHECK ({condition}\n))".encode()
-            )
-            ((stored,),) = await rows(connection, _CONDITION)
-    except (psycopg.ProgrammingError, psycopg.InternalError, psycopg.NotSupportedError, psycopg.DataError):
-        return None
-    return str(stored)
+        for condition in (mine, theirs):
+            query = f"EXPLAIN (VERBOSE, FORMAT JSON) SELECT ({condition}\n) FROM {quoted(connection, table)}"  # noqa: S608 - the config's own SQL
+            plans.append(await rows(connection, query))
+    except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.DataError):
+        return False
+    return plans[0] == plans[1]
 
 
 def _remedy(  # noqa: PLR0917 - the parts of one table's entry

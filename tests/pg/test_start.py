@@ -9,10 +9,15 @@ import pytest
 import structlog
 
 from cdcsync.config import Config
+from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.entries import Identity
 from cdcsync.errors import StateError
 from cdcsync.service import prepare
 from cdcsync.state import State
+from cdcsync.wal.connect import connect
+from cdcsync.wal.coverage import gaps
+from cdcsync.wal.published import load_publication
+from tests.pg.standby import caught_up, standby_of
 
 PUBLISHED = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'cdcsync'"
 
@@ -45,3 +50,24 @@ async def test_another_daemons_publication_is_left_alone(pg: str, tmp_path: Path
             state.close()
             connection.execute("SELECT pg_drop_replication_slot(current_database()::text)")
         assert connection.execute(PUBLISHED).fetchall() == [("theirs",)]
+
+
+@pytest.mark.parametrize(
+    ("where", "fits"), [("NOT gone AND id > 'a'", True), ("NOT gone", False)], ids=["same", "other"]
+)
+@pytest.mark.parametrize("parted", ["", "PARTITION BY LIST (id)"], ids=["plain", "partitioned"])
+async def test_a_standby_tells_whether_a_filter_is_the_mappings(
+    own_pg_server: EmbeddedPostgres, tmp_path: Path, where: str, parted: str, *, fits: bool
+) -> None:
+    """The server stores the condition in words of its own; nothing can be made on a standby to compare them with."""
+    with psycopg.connect(own_pg_server.dsn(), autocommit=True) as connection:
+        connection.execute(f"CREATE TABLE t (id text PRIMARY KEY, gone bool) {parted}".encode())
+        connection.execute("ALTER TABLE t REPLICA IDENTITY FULL")
+        publication = "CREATE PUBLICATION p FOR TABLE t WHERE (NOT gone AND id > 'a')"
+        connection.execute(f"{publication} WITH (publish_via_partition_root = true)".encode())
+    with standby_of(own_pg_server, tmp_path) as standby:
+        caught_up(own_pg_server, standby)
+        async with await connect(standby.dsn()) as reader:
+            current = await load_publication(reader, "p")
+            assert current is not None
+            assert (await gaps(reader, current, {"public.t": where}, {}) == []) is fits
