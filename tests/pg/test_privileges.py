@@ -52,7 +52,7 @@ async def set_up(pg: str, it: Pipe) -> str:
     """Print the SQL for the role, which does not exist yet, and again once it does; run both."""
     needs(pg, 15)  # for the row filter
     first = await privileges(it.config(), ask=True)
-    assert first.startswith("-- The server was not asked")
+    assert first.startswith("-- The server was not asked: PostgreSQL refuses the login")
     for section in first.split("\n\n"):
         if section.startswith(("-- 2.", "-- 3.")):
             execute(pg, section)
