@@ -38,6 +38,9 @@ _LOGIN: Final = re.compile(
 )
 """What SQLSTATE class 28 says. libpq gives only the text: in another language, the server is just out of reach."""
 
+SHUTTING_DOWN: Final = "the database system is shutting down"
+"""How a server refuses connections while it stops; again, only in English."""
+
 DEFAULTS: Final = {
     "application_name": "cdcsync",
     "connect_timeout": "10",

@@ -23,7 +23,7 @@ from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.announce import Announcer
 from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
-from cdcsync.wal.connect import RAW, Connection, connect_again, holds_any_bytes, until_closed
+from cdcsync.wal.connect import RAW, SHUTTING_DOWN, Connection, connect_again, holds_any_bytes, until_closed
 from cdcsync.wal.formats import verify_formats
 from cdcsync.wal.options import VERSION_14, start_options
 from cdcsync.wal.session import Event, ReplicationSession
@@ -42,7 +42,11 @@ BUSY_SECONDS: Final = 5.0
 """The longest pause while another connection holds the slot: mostly one of ours that the server has yet to miss."""
 STEADY_SECONDS: Final = 10.0
 """A stream that lasted as long was no failure: the pauses start anew."""
-REOPEN_SECONDS: Final = 1.0
+REOPEN_SECONDS: Final = 0.5
+SHUTDOWN_SECONDS: Final = 2.0
+"""How long a server that shuts down may go on sending: it does not say so in the stream before it has sent all."""
+REMIND_SECONDS: Final = 300.0
+"""How often the log says again what keeps the stream from running."""
 SPILL_BUFFER: Final = 256 << 10
 """Bytes that are read back at once from a file of a streamed transaction."""
 PROMOTION_SECONDS: Final = 1.0
@@ -108,6 +112,7 @@ class Source:
         self._paused = False
         self._stopping = asyncio.Event()
         self._failures = 0
+        self._remind_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -254,19 +259,22 @@ class Source:
         return tempfile.TemporaryFile(dir=self._spill_directory, prefix="cdcsync-", buffering=SPILL_BUFFER)
 
     async def _watch_server(self, ordinary: Connection, stream: Stream) -> None:
-        """End a paused stream when the server shuts down.
+        """End the stream when the server shuts down and would have to wait for us.
 
-        It waits until we have read everything, and a paused reader does not hear it say so. Its ordinary sessions,
-        though, are ended first and not let in again. A stream that is read is left to its own, better end.
+        It waits until we have read everything: a paused reader does not hear it say so, and one with much to read only
+        at the end. Its ordinary sessions, though, are ended first and not let in again. A stream that is read to its
+        end in time has a better one of its own.
         """
         try:
             while True:
                 await self._until_promoted(ordinary)
                 await until_closed(ordinary)
                 await ordinary.close()
-                while (reopened := await self._reopen()) is None:
-                    if self._paused:
-                        stream.fail(SourceUnavailableError("the server shuts down while reading is paused"))
+                ended = asyncio.get_running_loop().time()
+                while isinstance(reopened := await self._reopen(), SourceUnavailableError):
+                    late = asyncio.get_running_loop().time() - ended >= SHUTDOWN_SECONDS
+                    if self._paused or (late and SHUTTING_DOWN in reopened.message):
+                        stream.fail(SourceUnavailableError("the server shuts down before all it sent is read"))
                         return
                     await asyncio.sleep(REOPEN_SECONDS)
                 ordinary = reopened
@@ -280,10 +288,11 @@ class Source:
                 await asyncio.sleep(PROMOTION_SECONDS)
             self._adopt(timeline)
 
-    async def _reopen(self) -> Connection | None:
-        with suppress(SourceUnavailableError):
+    async def _reopen(self) -> Connection | SourceUnavailableError:
+        try:
             return await connect_again(self._settings)
-        return None
+        except SourceUnavailableError as error:
+            return error
 
     # --- what arrives
 
@@ -330,8 +339,11 @@ class Source:
     # --- between connections
 
     def _note(self, error: SourceUnavailableError) -> None:
+        now = asyncio.get_running_loop().time()
+        if error.message != self.last_error or now >= self._remind_at:
+            self._log.warning("the stream is interrupted", reason=error.message)
+            self._remind_at = now + REMIND_SECONDS
         self.last_error = error.message
-        self._log.warning("the stream is interrupted", reason=error.message)
 
     async def _wait_before_retry(self, longest: float) -> None:
         pause = min(RETRY_SECONDS[0] * 2**self._failures, longest) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter

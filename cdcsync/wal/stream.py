@@ -29,8 +29,8 @@ from cdcsync.wal.streamed import StreamedTransactions
 READ_PACE: Final = 0.005
 """The least time between two drains, in seconds."""
 
-DRAIN_MESSAGES: Final = 2000
-DRAIN_BYTES: Final = 4 << 20
+DRAIN_MESSAGES: Final = 500
+DRAIN_BYTES: Final = 1 << 20
 """What one drain takes at most, so that other callbacks of the loop get their turn."""
 
 FAREWELL_SECONDS: Final = 2.0
@@ -154,7 +154,7 @@ class Stream:
         self._last_drain = self._loop.time()
         if self._next_drain is None:
             self._watch()
-        self._rearm()
+        self._tick()  # the timer's own turn comes after all that the loop has to do before it
 
     def _read(self) -> None:
         """Deliver what has arrived, within the bounds of a drain; the rest has its turn soon."""
@@ -209,7 +209,7 @@ class Stream:
     # --- writing
 
     def _tick(self) -> None:
-        self._timer = None
+        """Send a status update if it is due, and set the timer to the next."""
         now = self._loop.time()
         if self._session.should_close(now):
             self.fail(SourceUnavailableError("the server shuts down before what it sent is durable; it comes again"))
@@ -228,7 +228,11 @@ class Stream:
             if self._timer.when() <= deadline:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(deadline, self._tick)
+        self._timer = self._loop.call_at(deadline, self._alarm)
+
+    def _alarm(self) -> None:
+        self._timer = None
+        self._tick()
 
     def _send(self, data: bytes) -> None:
         if self._ended.done() or self._leaving or self._sending:

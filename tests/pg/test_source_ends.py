@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -15,6 +16,7 @@ from cdcsync.demo.postgres import EmbeddedPostgres
 from cdcsync.errors import SourceError
 from cdcsync.wal.catalog import server_version
 from cdcsync.wal.connect import connect
+from cdcsync.wal.session import Event
 from cdcsync.wal.slot import SlotIdentity, advance, create_slot, drop_slot
 from tests.pg.reading import Reader, Setup, reading, set_up
 from tests.polling import eventually_async
@@ -177,14 +179,14 @@ async def stop_in_time(server: EmbeddedPostgres) -> None:
 async def test_a_shutdown_is_not_held_up_by_a_consumer_that_confirms(own_pg_server: EmbeddedPostgres) -> None:
     """Everything is delivered and confirmed, the server stops, and when it is back the stream goes on."""
     async with own_setup(own_pg_server) as db, reading(db) as reader:
-        await db.execute("INSERT INTO t SELECT i FROM generate_series(1, 100000) i")
+        await db.execute("INSERT INTO t SELECT i FROM generate_series(1, 10000) i")
         await stop_in_time(own_pg_server)
-        assert len(reader.changes) == 100_000
+        assert len(reader.changes) == 10_000
         await asyncio.to_thread(own_pg_server.start)
         async with await connect(db.dsn) as connection:
             await connection.execute("INSERT INTO t VALUES (0)")
         await reader.commits_reach(2)
-    assert len(reader.changes) == 100_001
+    assert len(reader.changes) == 10_001
 
 
 async def test_a_shutdown_is_not_held_up_by_a_consumer_that_never_confirms(own_pg_server: EmbeddedPostgres) -> None:
@@ -209,6 +211,30 @@ async def test_a_shutdown_is_not_held_up_by_a_paused_consumer(own_pg_server: Emb
         reader.source.resume()
         await reader.commits_reach(1)
     assert len(reader.changes) == 50_000
+
+
+async def test_a_shutdown_is_not_held_up_by_a_slow_consumer(own_pg_server: EmbeddedPostgres) -> None:
+    """A server that stops first sends all it has: it need not wait until that was read, and all comes afterwards."""
+    async with own_setup(own_pg_server) as db:
+        reader = Reader(db.dsn, db.slot)
+
+        def take_slowly(events: list[Event]) -> None:
+            reader.take(events)
+            time.sleep(0.05 if len(events) > 10 else 0)
+
+        reader.source._sink = take_slowly
+        task = asyncio.ensure_future(reader.source.run(db.start, db.identity))
+        await eventually_async(lambda: reader.source.connected)
+        await db.execute("INSERT INTO t SELECT i FROM generate_series(1, 100000) i")
+        await eventually_async(lambda: reader.changes)
+        await stop_in_time(own_pg_server)
+        assert not reader.commits
+        reader.source._sink = reader.take
+        await asyncio.to_thread(own_pg_server.start)
+        await reader.commits_reach(1)
+        assert len(reader.transaction(0)) == 100_000
+        await reader.source.stop()
+        await task
 
 
 async def test_an_invalidated_slot_is_final(own_pg_server: EmbeddedPostgres) -> None:
