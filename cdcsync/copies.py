@@ -275,9 +275,13 @@ class Copies:
             key_of=copy.key_of,
             cursor=Cursor(entry.cursor, entry.rows, entry.estimate, entry.read),
         )
-        if entry.sweep:
+        if entry.sweep and not await self._is_superseded(copy):
             await self._sweep(copy)
         await self._finish(copy)
+
+    async def _is_superseded(self, copy: Copy) -> bool:
+        """Whether another copy of all rows is to come: what this one met has holes then, and that one will sweep."""
+        return await self._around.after_tick(methodcaller("superseded", copy.entry))
 
     def _in_order(self, copy: Copy, columns: tuple[str, ...]) -> CopyState:
         """Let a copy read in the order of ``columns``: a cursor of another order says nothing in it."""

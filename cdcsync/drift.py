@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cdcsync.config import MapConfig
 from cdcsync.entries import Seen
-from cdcsync.errors import ConfigError
+from cdcsync.errors import ConfigError, SourceError
 from cdcsync.mappers.compile import columns_of, columns_used, compile_mapper
 from cdcsync.mappers.values import converter
 from cdcsync.model import Relation
@@ -30,6 +30,10 @@ class Drift:
     reason: str
     hint: str
     readable: bool
+
+    def error(self, mapping: str) -> SourceError:
+        """Return what ends the daemon where the mapping is to fail."""
+        return SourceError(f"map {mapping}: {self.reason}", hint=self.hint)
 
 
 def mapped_types(config: MapConfig, relation: Relation, types: Mapping[int, int]) -> dict[str, int]:

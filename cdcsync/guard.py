@@ -28,6 +28,7 @@ from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.catalog import load_types
 from cdcsync.wal.connect import Connection, connect_again
+from cdcsync.wal.owner import claim, refuse_anothers
 from cdcsync.wal.publication import ensure_publication, take_out
 from cdcsync.wal.sight import TableSight, fingerprint, look
 from cdcsync.wal.slot import present_timeline
@@ -88,7 +89,7 @@ async def survey(connection: Connection, config: Config, state: State, types: di
     """Look at the mapped tables before the start, parents first.
 
     A mapping that is new, or was changed, has to fit as it is written; only where the table has changed since is it
-    drift. ``types`` is filled with those of users. Raises psycopg's errors.
+    drift. ``types`` is filled with those of users. Raises SourceError for drift that is to fail, and psycopg's errors.
     """
     types.update(await load_types(connection))
     paused = state.paused()
@@ -98,6 +99,8 @@ async def survey(connection: Connection, config: Config, state: State, types: di
         route.paused = paused.get(one.name)
         route.seen, route.drift_mark = state.seen(one.name), state.drift_mark(one.name)
         found.append(await _find(connection, config.postgres.publication, route))
+        if found[-1].drift is not None and one.on_drift == "fail":
+            raise found[-1].drift.error(one.name)
     return found
 
 
@@ -120,7 +123,7 @@ async def publish(connection: Connection, settings: PostgresConfig, found: Seque
     """
     writable = await present_timeline(connection) is not None
     try:
-        await _publish(connection, settings.publication, found, create=settings.create and writable)
+        await _publish(connection, settings, found, create=settings.create and writable)
     except SourceError as error:
         if writable:
             raise
@@ -131,10 +134,14 @@ async def publish(connection: Connection, settings: PostgresConfig, found: Seque
             one.sight = await look(connection, settings.publication, one.table, one.sight.relation.oid)
 
 
-async def _publish(connection: Connection, name: str, found: Sequence[Finding], *, create: bool) -> None:
-    maps = [one.published for one in found if one.readable]
+async def _publish(connection: Connection, settings: PostgresConfig, found: Sequence[Finding], *, create: bool) -> None:
+    name, maps = settings.publication, [one.published for one in found if one.readable]
+    if create:
+        await refuse_anothers(connection, name, settings.slot)
     if maps:
-        await ensure_publication(connection, name, tables_read(maps), columns_read(maps), create=create)
+        made = await ensure_publication(connection, name, tables_read(maps), columns_read(maps), create=create)
+        if create and made.own_list:
+            await claim(connection, name, settings.slot)
     elif create:
         await take_out(connection, name, [one.table for one in found if one.sight.publication])
 
@@ -171,7 +178,7 @@ class Guard:
         try:
             async with await connect_again(self._settings) as connection:
                 await self._look(connection)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:  # catalogs may change under a look, too
             raise SourceUnavailableError(" ".join(str(error).split())) from error
 
     async def run(self) -> None:

@@ -21,7 +21,6 @@ from cdcsync.coalesce import Event, complete_from_old
 from cdcsync.copies import Copies
 from cdcsync.drift import Drift
 from cdcsync.entries import DriftMark, Seen, Tick
-from cdcsync.errors import SourceError
 from cdcsync.lane import Lane
 from cdcsync.model import (
     ABSENT,
@@ -118,6 +117,9 @@ class Pipeline:
     _file_size: int = 0
     _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
     """Comparisons that are not written down yet: mapping, reason, Unix time."""
+    _requested: int = 0
+    _taken_up: int = 0
+    """Of the comparisons requested, those that the copies know of."""
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
     _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Pauses that are not written down yet: mapping → reason, Unix time."""
@@ -269,7 +271,7 @@ class Pipeline:
             self._told.add((route.name, drift.reason))
             self.log.warning("the table has changed", map=route.name, reason=drift.reason, policy=policy)
         if policy == "fail":
-            raise SourceError(f"map {route.name}: {drift.reason}", hint=drift.hint)
+            raise drift.error(route.name)
         if policy == "warn" and drift.readable:
             return
         route.drift_mark = "kept" if drift.readable else "passed over"
@@ -341,6 +343,12 @@ class Pipeline:
             if route.config.backfill:
                 self.state.want_copy(route.name, now)
         self.copies.take_up(self.lanes, self.state.copies())
+        self._taken_up = self._requested
+
+    @property
+    def copying(self) -> bool:
+        """Whether there is a copy, or one that was asked for just now, that nothing but time keeps from its end."""
+        return self._requested > self._taken_up or self.copies.pending
 
     def resync(self, route: Route, reason: str) -> None:
         """Let a mapping's rows be copied again, because changes of them may have been missed; ``reason`` says why.
@@ -350,6 +358,7 @@ class Pipeline:
         """
         if route.config.backfill:
             self._resyncs.append((route.name, reason, time.time()))
+            self._requested += 1
             return
         hint = f"backfill = false: it is not compared unless you run cdcsync resync {route.name}"
         self.log.error("changes may be missing in the CRM", map=route.name, reason=reason, hint=hint)
@@ -385,6 +394,7 @@ class Pipeline:
                     await self._tick_due.wait()
             self._tick_due.clear()
             await self._confirm_ownership()
+            requested = self._requested
             await self.tick()
             for lane in self.lanes:
                 await lane.spill.keep_within(self.max_memory / len(self.lanes))
@@ -392,6 +402,7 @@ class Pipeline:
                 self.reader.request_progress()
             await self._apply_pauses()
             self.copies.take_up(self.lanes, await self.on_file(State.copies))
+            self._taken_up = requested
             self._file_size = await self.on_file(State.size)
             self._check_balance()
             self._watch_budgets()

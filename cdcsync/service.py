@@ -196,7 +196,7 @@ class Service:
         """With ``once``: stop when all up to ``target`` has been fed, and only paused mappings have rows left."""
         await pipeline.reached(target)
         routes = [route for lane in pipeline.lanes for route in lane.routes]
-        while pipeline.copies.pending or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
+        while pipeline.copying or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
             await asyncio.sleep(ONCE_POLL)
         self.stopping.set()
 
@@ -222,7 +222,7 @@ class Service:
                 mapping = route.config.model_copy(update={"table": route.table})
                 where = await copy_condition(connection, self.config.postgres.publication, mapping, entry)
                 key = await catalog.copy_key(connection, relation)
-        except psycopg.OperationalError as error:
+        except psycopg.Error as error:  # catalogs may change under it, too
             raise SourceUnavailableError(" ".join(str(error).split())) from error
         return Backfill(route.name, relation, key, where, log=self.log)
 

@@ -319,6 +319,14 @@ class State:
         ).fetchall()
         return counts[0], counts[1]
 
+    def superseded(self, entry: CopyState) -> bool:
+        """Whether a later copy of all of a mapping's rows is to be done."""
+        query = (
+            "SELECT 1 FROM copy WHERE mapping = ? AND id > ? AND sweep AND finished IS NULL "  # noqa: S608 — constant
+            f"AND {_WHOLE_TABLE}"
+        )
+        return self._db.execute(query, (entry.mapping, entry.id)).fetchone() is not None
+
     def met(self, number: int) -> set[str]:
         """Return the keys that a copy has met."""
         return {key for (key,) in self._db.execute("SELECT key FROM met WHERE copy = ?", (number,))}

@@ -86,7 +86,12 @@ class Pipe:
             assert self.records() == wanted
 
 
-def execute(dsn: str, *statements: str) -> None:
+async def execute(dsn: str, *statements: str) -> None:
+    """Run statements in a thread: the daemon in this one may hold locks that they wait for."""
+    await asyncio.to_thread(execute_first, dsn, *statements)
+
+
+def execute_first(dsn: str, *statements: str) -> None:
     """Run statements, each in a transaction of its own."""
     with psycopg.connect(dsn, autocommit=True) as connection:
         for statement in statements:

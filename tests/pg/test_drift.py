@@ -66,7 +66,11 @@ class Scene:
         }  # fmt: skip
         return Config.model_validate(document, context={"environ": {"TOKEN": "pat-na1-tests"}})
 
-    def execute(self, *statements: str) -> None:
+    async def execute(self, *statements: str) -> None:
+        """Run statements, in a thread: the daemon in this one may hold locks that they wait for."""
+        await asyncio.to_thread(self.execute_first, *statements)
+
+    def execute_first(self, *statements: str) -> None:
         with psycopg.connect(self.dsn, autocommit=True) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
@@ -101,7 +105,7 @@ class Scene:
     async def the_others_go_on(self) -> None:
         """See that the other mapping is served."""
         key = uuid.uuid4().hex
-        self.execute(f"INSERT INTO u VALUES ('{key}', '{key}@example.com')")
+        await self.execute(f"INSERT INTO u VALUES ('{key}', '{key}@example.com')")
         await eventually_async(lambda: key in self.records("contacts"), what="the other mapping stands still")
 
     @contextlib.asynccontextmanager
@@ -122,7 +126,7 @@ class Scene:
 def scene(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> Scene:
     """Give a scene whose table has two rows."""
     scene = Scene(pg, hubspot_sandbox, tmp_path)
-    scene.execute(TABLE, OTHER, "INSERT INTO t VALUES ('1', 'One', 'one.com', 'x'), ('2', 'Two', 'two.com', 'x')")
+    scene.execute_first(TABLE, OTHER, "INSERT INTO t VALUES ('1', 'One', 'one.com', 'x'), ('2', 'Two', 'two.com', 'x')")
     return scene
 
 
@@ -135,7 +139,7 @@ async def test_what_is_not_mapped_is_nothing_to_talk_about(scene: Scene) -> None
     """Columns come, go and change their types beside the mapping: rows go on, nothing is paused."""
     async with scene.running():
         await in_step(scene)
-        scene.execute(
+        await scene.execute(
             "ALTER TABLE t DROP COLUMN note",
             "UPDATE t SET name = 'A' WHERE id = '1'",
             "ALTER TABLE t ADD COLUMN extra int DEFAULT 5",
@@ -159,9 +163,9 @@ async def test_a_mapped_column_that_vanishes_pauses_its_mapping_alone(scene: Sce
     """The others go on; what changed, came and went meanwhile arrives once the mapping is corrected and resumed."""
     async with scene.running():
         await in_step(scene)
-        scene.execute(change, "UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute(change, "UPDATE t SET name = 'A' WHERE id = '1'")
         await scene.until_paused("domain")
-        scene.execute("DELETE FROM t WHERE id = '2'", "INSERT INTO t (id, name) VALUES ('3', 'C')")
+        await scene.execute("DELETE FROM t WHERE id = '2'", "INSERT INTO t (id, name) VALUES ('3', 'C')")
         await scene.the_others_go_on()
         assert scene.values("name") == {"1": "One", "2": "Two"}
     scene.fields = {"name": "name"}
@@ -177,14 +181,14 @@ async def test_a_mended_table_is_taken_up_without_a_restart(scene: Scene) -> Non
     """When the column is back, resume is all it takes; resumed too early the mapping is paused again."""
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t RENAME COLUMN domain TO site", "UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute("ALTER TABLE t RENAME COLUMN domain TO site", "UPDATE t SET name = 'A' WHERE id = '1'")
         await scene.until_paused("domain")
         scene.resume()
         await scene.until_paused("domain")
-        scene.execute("ALTER TABLE t RENAME COLUMN site TO domain", "DELETE FROM t WHERE id = '2'")
+        await scene.execute("ALTER TABLE t RENAME COLUMN site TO domain", "DELETE FROM t WHERE id = '2'")
         scene.resume()
         await scene.until("name", **{"1": "A"})
-        scene.execute("UPDATE t SET domain = 'new.com'")
+        await scene.execute("UPDATE t SET domain = 'new.com'")
         await scene.until("domain", **{"1": "new.com"})
 
 
@@ -193,11 +197,11 @@ async def test_with_warn_the_mapping_goes_on_with_what_is_left(scene: Scene) -> 
     scene.policy = "warn"
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t DROP COLUMN domain", "UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute("ALTER TABLE t DROP COLUMN domain", "UPDATE t SET name = 'A' WHERE id = '1'")
         await scene.until("name", **{"1": "A", "2": "Two"})
         assert scene.values("domain") == {"1": "one.com", "2": "two.com"}
     async with scene.running():
-        scene.execute("UPDATE t SET name = 'B' WHERE id = '1'")
+        await scene.execute("UPDATE t SET name = 'B' WHERE id = '1'")
         await scene.until("name", **{"1": "B", "2": "Two"})
         assert scene.values("domain") == {"1": "one.com", "2": "two.com"}
     assert scene.paused() is None
@@ -216,9 +220,9 @@ async def ended_by(scene: Scene, *statements: str, down: bool) -> None:
     async with scene.running() as task:
         await in_step(scene)
         if not down:
-            scene.execute(*statements)
+            await scene.execute(*statements)
             await asyncio.wait([task], timeout=30)
-    scene.execute(*statements)
+    await scene.execute(*statements)
     async with scene.running() as task:
         await asyncio.wait([task], timeout=30)
 
@@ -229,7 +233,7 @@ async def test_a_lost_key_column_pauses_whatever_the_policy(scene: Scene, policy
     scene.policy = policy
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t RENAME COLUMN id TO code", "UPDATE t SET name = 'A' WHERE code = '1'")
+        await scene.execute("ALTER TABLE t RENAME COLUMN id TO code", "UPDATE t SET name = 'A' WHERE code = '1'")
         await scene.until_paused("id")
         await scene.the_others_go_on()
 
@@ -238,14 +242,14 @@ async def test_a_column_of_another_type_pauses_and_keeps_its_rows(scene: Scene) 
     """Rows that still mean something wait, and go when the mapping is resumed, without a copy of the table."""
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t ALTER COLUMN name TYPE int USING 7")
+        await scene.execute("ALTER TABLE t ALTER COLUMN name TYPE int USING 7")
         await scene.until_paused("another type")
-        scene.execute("UPDATE t SET name = 8 WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
+        await scene.execute("UPDATE t SET name = 8 WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
         await scene.the_others_go_on()
         assert scene.values("name") == {"1": "One", "2": "Two"}
         scene.resume()
         await scene.until("name", **{"1": "8"})
-        scene.execute("UPDATE t SET name = 9")
+        await scene.execute("UPDATE t SET name = 9")
         await scene.until("name", **{"1": "9"})
     assert scene.paused() is None
 
@@ -254,7 +258,9 @@ async def test_a_type_of_the_same_kind_is_no_drift(scene: Scene) -> None:
     """A varchar is text to a CRM."""
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t ALTER COLUMN name TYPE varchar(80)", "UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute(
+            "ALTER TABLE t ALTER COLUMN name TYPE varchar(80)", "UPDATE t SET name = 'A' WHERE id = '1'"
+        )
         await scene.until("name", **{"1": "A", "2": "Two"})
     assert scene.paused() is None
 
@@ -268,18 +274,18 @@ async def test_a_renamed_table_is_the_same_table(scene: Scene, policy: str, *, d
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(rename[0])
+            await scene.execute(rename[0])
             if policy == "pause":
                 await scene.until_paused("renamed to public.t2")
-            scene.execute(*rename[1:])
+            await scene.execute(*rename[1:])
             await _after_rename(scene, policy)
     if down:
-        scene.execute(*rename)
+        await scene.execute(*rename)
         async with scene.running():
             await _after_rename(scene, policy)
     scene.table = "t2"
     async with scene.running():
-        scene.execute("UPDATE t2 SET name = 'B'")
+        await scene.execute("UPDATE t2 SET name = 'B'")
         await scene.until("name", **{"1": "B"})
 
 
@@ -298,19 +304,19 @@ async def test_a_dropped_table_pauses_and_deletes_nothing(scene: Scene, *, down:
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute("DROP TABLE t")
+            await scene.execute("DROP TABLE t")
             await scene.until_paused("was dropped")
             await scene.the_others_go_on()
     if down:
-        scene.execute("DROP TABLE t")
+        await scene.execute("DROP TABLE t")
     async with scene.running():
         await scene.until_paused("was dropped")
-        scene.execute(TABLE, "INSERT INTO t VALUES ('1', 'New', 'new.com', '')")
+        await scene.execute(TABLE, "INSERT INTO t VALUES ('1', 'New', 'new.com', '')")
         await scene.the_others_go_on()
         assert scene.values("name") == {"1": "One", "2": "Two"}
         scene.resume()
         await scene.until("name", **{"1": "New"})
-        scene.execute("INSERT INTO t VALUES ('3', 'Three', 'three.com', '')")
+        await scene.execute("INSERT INTO t VALUES ('3', 'Three', 'three.com', '')")
         await scene.until("name", **{"1": "New", "3": "Three"})
 
 
@@ -323,10 +329,10 @@ async def test_a_table_made_anew_is_compared(scene: Scene, policy: str, *, down:
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(anew)
+            await scene.execute(anew)
             await _after_made_anew(scene, policy)
     if down:
-        scene.execute(anew)
+        await scene.execute(anew)
         async with scene.running():
             await _after_made_anew(scene, policy)
 
@@ -337,7 +343,7 @@ async def _after_made_anew(scene: Scene, policy: str) -> None:
         assert scene.values("name") == {"1": "One", "2": "Two"}
         scene.resume()
     await scene.until("name", **{"1": "New"})
-    scene.execute("INSERT INTO t VALUES ('3', 'Three', 'three.com', '')")
+    await scene.execute("INSERT INTO t VALUES ('3', 'Three', 'three.com', '')")
     await scene.until("name", **{"1": "New", "3": "Three"})
 
 
@@ -351,29 +357,29 @@ async def test_a_lost_identity_does_not_break_the_application(scene: Scene, chan
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(change)
+            await scene.execute(change)
             await scene.until_paused("UPDATE and DELETE would fail")
     if down:
-        scene.execute(change)
+        await scene.execute(change)
     async with scene.running():
         await scene.until_paused("UPDATE and DELETE would fail")
         await eventually_async(lambda: _updates(scene), what="the application's UPDATE fails")
-        scene.execute("DELETE FROM t WHERE id = '2'")
+        await scene.execute("DELETE FROM t WHERE id = '2'")
         await scene.the_others_go_on()
-        scene.execute(
+        await scene.execute(
             "ALTER TABLE t REPLICA IDENTITY DEFAULT",
             "ALTER TABLE t DROP CONSTRAINT IF EXISTS t_pkey",
             "ALTER TABLE t ADD PRIMARY KEY (id)",
         )
         scene.resume()
         await scene.until("name", **{"1": "A"})
-        scene.execute("UPDATE t SET name = 'B'")
+        await scene.execute("UPDATE t SET name = 'B'")
         await scene.until("name", **{"1": "B"})
 
 
-def _updates(scene: Scene) -> bool:
+async def _updates(scene: Scene) -> bool:
     try:
-        scene.execute("UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute("UPDATE t SET name = 'A' WHERE id = '1'")
     except psycopg.errors.ObjectNotInPrerequisiteState:
         return False
     return True
@@ -383,9 +389,9 @@ async def test_a_full_or_index_identity_goes_on(scene: Scene) -> None:
     """Identities that hold the key are as good as a primary key."""
     async with scene.running():
         await in_step(scene)
-        scene.execute("ALTER TABLE t REPLICA IDENTITY FULL", "UPDATE t SET name = 'A' WHERE id = '1'")
+        await scene.execute("ALTER TABLE t REPLICA IDENTITY FULL", "UPDATE t SET name = 'A' WHERE id = '1'")
         await scene.until("name", **{"1": "A", "2": "Two"})
-        scene.execute(
+        await scene.execute(
             "CREATE UNIQUE INDEX other ON t (id)",
             "ALTER TABLE t REPLICA IDENTITY USING INDEX other",
             "UPDATE t SET name = 'B' WHERE id = '1'",
@@ -397,10 +403,10 @@ async def test_a_full_or_index_identity_goes_on(scene: Scene) -> None:
 
 async def test_an_identity_without_the_key_pauses(scene: Scene) -> None:
     """Deletes would not carry the key."""
-    scene.execute("ALTER TABLE t ALTER COLUMN name SET NOT NULL")
+    await scene.execute("ALTER TABLE t ALTER COLUMN name SET NOT NULL")
     async with scene.running():
         await in_step(scene)
-        scene.execute(
+        await scene.execute(
             "CREATE UNIQUE INDEX other ON t (name)",
             "ALTER TABLE t REPLICA IDENTITY USING INDEX other",
             "UPDATE t SET domain = 'a.com' WHERE id = '1'",
@@ -428,10 +434,10 @@ async def test_an_altered_publication_is_put_right_and_compared(
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(*gap)
+            await scene.execute(*gap)
             await _after_gap(scene)
     if down:
-        scene.execute(*gap)
+        await scene.execute(*gap)
         async with scene.running():
             await _after_gap(scene)
 
@@ -443,17 +449,17 @@ async def test_somebody_elses_publication_pauses_what_it_does_not_carry(scene: S
     scene.create = False
     async with scene.running():
         await in_step(scene)
-        scene.execute(altered[0], "UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
+        await scene.execute(altered[0], "UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
         await scene.until_paused("ALTER PUBLICATION")
         assert scene.values("name") == {"1": "One", "2": "Two"}
-        scene.execute(altered[1])
+        await scene.execute(altered[1])
         scene.resume()
         await scene.until("name", **{"1": "A"})
 
 
 async def _after_gap(scene: Scene) -> None:
     await scene.until("name", **{"1": "A"})
-    scene.execute("UPDATE t SET name = 'B'")
+    await scene.execute("UPDATE t SET name = 'B'")
     await scene.until("name", **{"1": "B"})
 
 
@@ -470,10 +476,10 @@ async def test_a_dropped_publication_is_an_alarm_and_a_comparison(scene: Scene, 
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(*gap)
+            await scene.execute(*gap)
             await _after_gap(scene)
     if down:
-        scene.execute(*gap)
+        await scene.execute(*gap)
         async with scene.running():
             await _after_gap(scene)
 
@@ -496,11 +502,11 @@ async def test_a_publication_that_is_not_ours_to_mend_pauses_what_it_carries_no_
     scene.create = False
     async with scene.running():
         await scene.the_others_go_on()
-        scene.execute(f"ALTER PUBLICATION cdcsync SET TABLE ONLY {listed}, ONLY u")
+        await scene.execute(f"ALTER PUBLICATION cdcsync SET TABLE ONLY {listed}, ONLY u")
         await scene.until_paused(words)
         await scene.the_others_go_on()
-        scene.execute("UPDATE t SET name = 'A'")
-        scene.execute("ALTER PUBLICATION cdcsync SET TABLE ONLY t, ONLY u")
+        await scene.execute("UPDATE t SET name = 'A'")
+        await scene.execute("ALTER PUBLICATION cdcsync SET TABLE ONLY t, ONLY u")
         assert scene.values("name") == {"1": "One", "2": "Two"}
         scene.resume()
         await scene.until("name", **{"1": "A", "2": "A"})
@@ -520,10 +526,10 @@ async def test_a_column_that_changes_in_place_is_compared(scene: Scene, change: 
     async with scene.running():
         await in_step(scene)
         if not down:
-            scene.execute(change)
+            await scene.execute(change)
             await scene.until("name", **expected)
     if down:
-        scene.execute(change)
+        await scene.execute(change)
         async with scene.running():
             await scene.until("name", **expected)
     assert scene.paused() is None
@@ -562,8 +568,8 @@ async def test_table_and_mapping_may_change_together_while_unread_rows_wait(
     scene.policy = policy
     async with scene.running():
         await in_step(scene)
-    scene.execute("UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
-    scene.execute("INSERT INTO t VALUES ('3', 'C', 'c.com', 'n.com')", "UPDATE t SET note = 'n.com'", change)
+    await scene.execute("UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'")
+    await scene.execute("INSERT INTO t VALUES ('3', 'C', 'c.com', 'n.com')", "UPDATE t SET note = 'n.com'", change)
     scene.fields = fields
     async with scene.running():
         await scene.until("name", **names)
@@ -575,7 +581,7 @@ async def test_a_key_that_moves_to_another_column_with_unread_rows_is_compared(s
     """Rows that the new mapping cannot read by their key are made up for by a comparison."""
     async with scene.running():
         await in_step(scene)
-    scene.execute(
+    await scene.execute(
         "UPDATE t SET name = 'A' WHERE id = '1'",
         "DELETE FROM t WHERE id = '2'",
         "ALTER TABLE t RENAME COLUMN id TO code",
@@ -588,7 +594,7 @@ async def test_a_key_that_moves_to_another_column_with_unread_rows_is_compared(s
 
 async def test_a_copy_does_not_go_on_by_another_key(scene: Scene) -> None:
     """Rows that the new order has before the old cursor are neither left out nor taken for gone."""
-    scene.execute("INSERT INTO t VALUES ('3', '0')")
+    await scene.execute("INSERT INTO t VALUES ('3', '0')")
     async with scene.running():
         await scene.until("name", **{"1": "One", "2": "Two", "3": "0"})
     with contextlib.closing(State.open(scene.directory / "state.db")) as state:
@@ -598,7 +604,7 @@ async def test_a_copy_does_not_go_on_by_another_key(scene: Scene) -> None:
         met = [(number, "1"), (number, "2")]
         checkpoint = state.checkpoint()
         state.write(Tick(checkpoint.durable_lsn, checkpoint.position, copies=[copy], met=met))
-    scene.execute(
+    await scene.execute(
         "ALTER TABLE t DROP CONSTRAINT t_pkey, ALTER COLUMN name SET NOT NULL",
         "ALTER TABLE t ADD PRIMARY KEY (name)",
         "ALTER TABLE t REPLICA IDENTITY FULL",
@@ -623,7 +629,7 @@ async def test_a_changed_mapping_is_compared(scene: Scene) -> None:
 
 async def test_a_deferrable_key_is_refused_at_the_start(scene: Scene) -> None:
     """Two rows may share it inside a transaction: ``SET id = id + 1`` would be followed wrongly."""
-    scene.execute(
+    await scene.execute(
         "ALTER TABLE t DROP CONSTRAINT t_pkey, ADD PRIMARY KEY (id) DEFERRABLE", "ALTER TABLE t REPLICA IDENTITY FULL"
     )
     with pytest.raises(SourceError, match="unique only at the end of a transaction"):

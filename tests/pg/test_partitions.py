@@ -12,7 +12,7 @@ from cdcsync.state import State
 from cdcsync.wal.catalog import load_relation
 from cdcsync.wal.connect import connect
 from cdcsync.wal.publication import ensure_publication
-from tests.pg.piping import Pipe, execute, mapping
+from tests.pg.piping import Pipe, execute, execute_first, mapping
 from tests.polling import eventually_async
 from tests.servers import needs
 
@@ -31,8 +31,8 @@ ROOT = """
 
 def pipe(pg: str, sandbox: SandboxThread, tmp_path: Path, *tables: str, via_root: bool) -> Pipe:
     """Publish the root by hand, and map it and perhaps others."""
-    execute(pg, ROOT, f"CREATE PUBLICATION cdcsync FOR TABLE root WITH (publish_via_partition_root = {via_root})")
-    execute(pg, "INSERT INTO root VALUES (1, 1, 'a'), (2, 2, 'b'), (3, 3, 'c')")
+    execute_first(pg, ROOT, f"CREATE PUBLICATION cdcsync FOR TABLE root WITH (publish_via_partition_root = {via_root})")
+    execute_first(pg, "INSERT INTO root VALUES (1, 1, 'a'), (2, 2, 'b'), (3, 3, 'c')")
     maps = [mapping(table) for table in tables]
     return Pipe(pg, sandbox, tmp_path / "state.db", maps, {"create": False})
 
@@ -50,29 +50,29 @@ async def test_all_that_happens_to_partitions(
     await it.make_slot()
     async with it.running():
         await it.shows({"1": "a", "2": "b", "3": "c"})
-        execute(
+        await execute(
             pg,
             "INSERT INTO root VALUES (4, 4, 'd'), (5, 2, 'e')",
             "UPDATE root SET name = name || '!' WHERE id IN (2, 3)",
             "DELETE FROM root WHERE id = 1",
         )
         await it.shows({"2": "b!", "3": "c!", "4": "d", "5": "e"})
-        execute(pg, "UPDATE root SET area = 2, name = 'moved' WHERE id = 4")  # from far4 to south
+        await execute(pg, "UPDATE root SET area = 2, name = 'moved' WHERE id = 4")  # from far4 to south
         await it.shows({"2": "b!", "3": "c!", "4": "moved", "5": "e"})
-        execute(
+        await execute(
             pg,
             "CREATE TABLE new PARTITION OF root FOR VALUES IN (5); INSERT INTO root VALUES (6, 5, 'f')",
             "CREATE TABLE late (area int NOT NULL, name text, id int NOT NULL, PRIMARY KEY (id, area))",
             "ALTER TABLE root ATTACH PARTITION late FOR VALUES IN (6); INSERT INTO root VALUES (7, 6, 'g')",
         )
         await it.shows({"2": "b!", "3": "c!", "4": "moved", "5": "e", "6": "f", "7": "g"})
-        execute(
+        await execute(
             pg,
             "ALTER TABLE root DETACH PARTITION new; UPDATE new SET name = 'alone'; INSERT INTO new VALUES (8, 5, 'h')",
             "INSERT INTO root VALUES (9, 3, 'i')",
         )
         await it.shows({"2": "b!", "3": "c!", "4": "moved", "5": "e", "6": "f", "7": "g", "9": "i"})
-    execute(pg, "UPDATE root SET name = 'while down' WHERE id = 7; DROP TABLE north")
+    await execute(pg, "UPDATE root SET name = 'while down' WHERE id = 7; DROP TABLE north")
     await it.once()
     await it.shows({"2": "b!", "3": "c!", "4": "moved", "5": "e", "6": "f", "7": "while down", "9": "i"})
     books = it.books()
@@ -85,7 +85,7 @@ async def test_a_partitions_truncate_empties_nothing(pg: str, hubspot_sandbox: S
     await it.make_slot()
     async with it.running():
         await it.shows({"1": "a", "2": "b", "3": "c"})
-        execute(pg, "TRUNCATE south", "INSERT INTO root VALUES (4, 1, 'd')")
+        await execute(pg, "TRUNCATE south", "INSERT INTO root VALUES (4, 1, 'd')")
 
         def paused() -> dict[str, str]:
             state = State.read(it.state)
@@ -106,7 +106,7 @@ async def test_a_partitions_truncate_is_not_sent_through_the_root(
     await it.make_slot()
     async with it.running():
         await it.shows({"1": "a", "2": "b", "3": "c"})
-        execute(pg, "TRUNCATE south; INSERT INTO root VALUES (4, 1, 'd')")
+        await execute(pg, "TRUNCATE south; INSERT INTO root VALUES (4, 1, 'd')")
         await it.shows({"1": "a", "2": "b", "3": "c", "4": "d"})
 
 
@@ -117,14 +117,14 @@ async def test_a_partition_can_be_mapped_itself(pg: str, hubspot_sandbox: Sandbo
     await it.make_slot()
     async with it.running():
         await it.shows({"2": "b", "3": None})
-        execute(pg, "INSERT INTO root VALUES (4, 2, 'd'), (5, 1, 'e'), (6, 4, 'f')", "UPDATE root SET name = 'B'")
+        await execute(pg, "INSERT INTO root VALUES (4, 2, 'd'), (5, 1, 'e'), (6, 4, 'f')", "UPDATE root SET name = 'B'")
         await it.shows({"2": "B", "3": None, "4": "B", "6": None})
         assert it.records("domain") == {"2": None, "3": "B", "4": None, "6": "B"}
 
 
 async def test_a_partition_published_through_its_root_cannot_be_mapped(pg: str) -> None:
     """Its changes come under the root's name, and nobody could tell them apart: that is said, not waited for."""
-    execute(pg, ROOT, "CREATE PUBLICATION cdcsync FOR TABLE root WITH (publish_via_partition_root = true)")
+    await execute(pg, ROOT, "CREATE PUBLICATION cdcsync FOR TABLE root WITH (publish_via_partition_root = true)")
     async with await connect(pg) as connection:
         with pytest.raises(SourceError, match=r"sends the changes of public\.south as those of public\.root"):
             await ensure_publication(connection, "cdcsync", {"public.south": None}, create=False)
@@ -132,7 +132,7 @@ async def test_a_partition_published_through_its_root_cannot_be_mapped(pg: str) 
 
 async def test_partitions_published_one_by_one_are_not_their_root(pg: str) -> None:
     """A new partition would be missing without a word; the SQL given publishes the root."""
-    execute(pg, ROOT, "CREATE PUBLICATION cdcsync FOR TABLE north, south, far3, far4")
+    await execute(pg, ROOT, "CREATE PUBLICATION cdcsync FOR TABLE north, south, far3, far4")
     async with await connect(pg) as connection:
         with pytest.raises(SourceError, match=r"does not cover public\.root") as caught:
             await ensure_publication(connection, "cdcsync", {"public.root": None}, create=False)
@@ -148,7 +148,7 @@ async def test_partitions_published_one_by_one_are_not_their_root(pg: str) -> No
 async def test_wider_publications_cover_roots(pg: str, scope: str) -> None:
     """FOR ALL TABLES and for schemas, without publish_via_partition_root, too."""
     needs(pg, 15 if "SCHEMA" in scope else 13)
-    execute(pg, ROOT, f"CREATE PUBLICATION cdcsync FOR {scope}")
+    await execute(pg, ROOT, f"CREATE PUBLICATION cdcsync FOR {scope}")
     async with await connect(pg) as connection:
         found = await ensure_publication(connection, "cdcsync", {"public.root": None}, create=False)
     assert {"public.root", "public.far", "public.south"} <= found.tables.keys()

@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from cdcsync.check import privileges
 from cdcsync.check.source import check_source
 from cdcsync.sandbox.server import SandboxThread
-from tests.pg.piping import Pipe, execute, mapping
+from tests.pg.piping import Pipe, execute, execute_first, mapping
 from tests.servers import needs
 
 TABLES = """
@@ -34,12 +34,12 @@ def role(pg: str) -> Iterator[str]:
     """Give the name of a role that the script makes; it goes afterwards."""
     name = f"Role {uuid.uuid4().hex[:8]}"
     yield name
-    execute(pg, f'DROP OWNED BY "{name}"; DROP ROLE "{name}"')
+    execute_first(pg, f'DROP OWNED BY "{name}"; DROP ROLE "{name}"')
 
 
 def pipe(pg: str, sandbox: SandboxThread, tmp_path: Path, role: str, *, create: bool) -> Pipe:
     """Make the tables, and a daemon that connects as the role."""
-    execute(pg, TABLES)
+    execute_first(pg, TABLES)
     maps = [
         mapping("plain", where="id > 100"),
         mapping('Odd "schema.The Firms', name="firms"),
@@ -55,10 +55,10 @@ async def set_up(pg: str, it: Pipe) -> str:
     assert first.startswith("-- The server was not asked: PostgreSQL refuses the login")
     for section in first.split("\n\n"):
         if section.startswith(("-- 2.", "-- 3.")):
-            execute(pg, section)
+            await execute(pg, section)
     second = await privileges(it.config(), ask=True)
     assert not second.startswith("-- The server was not asked")
-    execute(pg, second, second)
+    await execute(pg, second, second)
     return second
 
 
@@ -73,8 +73,8 @@ async def test_the_sql_is_enough_and_no_more(
     await it.make_slot()
     await it.once()
     assert it.records() == {"101": "b", "2": "c"}
-    execute(pg, "UPDATE plain SET name = 'B'", 'DELETE FROM "Odd ""schema"."The Firms"')
-    execute(
+    await execute(pg, "UPDATE plain SET name = 'B'", 'DELETE FROM "Odd ""schema"."The Firms"')
+    await execute(
         pg, "INSERT INTO keyed VALUES (3, 'd'), (4, 'e'); UPDATE keyed SET name = 'E'; DELETE FROM keyed WHERE id = 3"
     )
     await it.once()
@@ -92,7 +92,7 @@ async def test_the_sql_is_enough_and_no_more(
         "CREATE ROLE another",
     ):
         with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.ObjectNotInPrerequisiteState)):
-            execute(it.dsn, statement)
+            await execute(it.dsn, statement)
 
 
 async def test_ownership_serves_in_place_of_the_publication(
@@ -102,20 +102,20 @@ async def test_ownership_serves_in_place_of_the_publication(
     it = pipe(pg, hubspot_sandbox, tmp_path, role, create=True)
     owner = f"owner_{uuid.uuid4().hex[:8]}"
     database = str(conninfo_to_dict(pg)["dbname"])
-    execute(pg, f"CREATE ROLE {owner}", f"GRANT CREATE ON DATABASE {database} TO {owner}")
+    await execute(pg, f"CREATE ROLE {owner}", f"GRANT CREATE ON DATABASE {database} TO {owner}")
     try:
-        execute(pg, f"ALTER TABLE plain OWNER TO {owner}; ALTER TABLE keyed OWNER TO {owner}")
-        execute(pg, f'ALTER TABLE "Odd ""schema"."The Firms" OWNER TO {owner}')
+        await execute(pg, f"ALTER TABLE plain OWNER TO {owner}; ALTER TABLE keyed OWNER TO {owner}")
+        await execute(pg, f'ALTER TABLE "Odd ""schema"."The Firms" OWNER TO {owner}')
         text = await set_up(pg, it)
-        execute(pg, "DROP PUBLICATION cdcsync")
+        await execute(pg, "DROP PUBLICATION cdcsync")
         grants = [line.removeprefix("-- ") for line in text.splitlines() if line.startswith("-- GRANT")]
         assert [sql.Identifier(owner).as_string() in grant for grant in grants] == [False, True]
-        execute(pg, *grants)
+        await execute(pg, *grants)
         await it.once()
         assert it.records() == {"101": "b", "2": "c"}
     finally:
-        execute(pg, "DROP PUBLICATION IF EXISTS cdcsync", f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
-        execute(pg, f"DROP OWNED BY {owner}", f"DROP ROLE {owner}")
+        await execute(pg, "DROP PUBLICATION IF EXISTS cdcsync", f"REASSIGN OWNED BY {owner} TO CURRENT_USER")
+        await execute(pg, f"DROP OWNED BY {owner}", f"DROP ROLE {owner}")
 
 
 async def test_a_table_without_identity_holds_the_publication_back(
@@ -127,10 +127,10 @@ async def test_a_table_without_identity_holds_the_publication_back(
     text = await privileges(it.config(), ask=True)
     assert "-- public.private has no primary key" in text
     assert 'CREATE ROLE "cdcsync" NOSUPERUSER' in text  # a superuser's connection is answered with a role of its own
-    execute(pg, text)
+    await execute(pg, text)
     with psycopg.connect(pg) as connection:
         assert connection.execute("SELECT FROM pg_publication").fetchall() == []
-    execute(pg, 'DROP OWNED BY "cdcsync"; DROP ROLE "cdcsync"')
+    await execute(pg, 'DROP OWNED BY "cdcsync"; DROP ROLE "cdcsync"')
 
 
 async def test_offline_the_config_alone_speaks(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
@@ -148,12 +148,12 @@ async def test_managed_services_are_known_by_their_roles(
 ) -> None:
     """Check and the SQL speak of the service's own switches."""
     it = pipe(pg, hubspot_sandbox, tmp_path, "postgres", create=False)
-    execute(pg, f"CREATE ROLE {marker}")
+    await execute(pg, f"CREATE ROLE {marker}")
     try:
         text = await privileges(it.config(), ask=True)
         findings = {finding.subject: finding for finding in await check_source(it.config())}
     finally:
-        execute(pg, f"DROP ROLE {marker}")
+        await execute(pg, f"DROP ROLE {marker}")
     assert ("rds_replication" in text) == (marker == "rds_superuser")
     assert ("cannot be switched off again" in text) == (marker == "neon_superuser")
     assert findings["provider"].ok

@@ -19,7 +19,7 @@ LARGE = "(SELECT string_agg(md5(i::text || id), '') FROM generate_series(1, 300)
 async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
     """A row that comes to meet the where is made, one that ceases to is deleted; large values come along."""
     needs(pg, 15)
-    execute(
+    await execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, live bool NOT NULL, name text, large text)",
         "ALTER TABLE t REPLICA IDENTITY FULL",
@@ -32,9 +32,9 @@ async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxTh
         with psycopg.connect(pg, autocommit=True) as connection:
             large: dict[str, str] = dict(connection.execute("SELECT id::text, large FROM t").fetchall())
         await it.shows({"1": large["1"]})
-        execute(pg, "UPDATE t SET live = true WHERE id IN (2, 3)", "UPDATE t SET live = false WHERE id = 1")
+        await execute(pg, "UPDATE t SET live = true WHERE id IN (2, 3)", "UPDATE t SET live = false WHERE id = 1")
         await it.shows({"2": large["2"], "3": large["3"]})
-        execute(
+        await execute(
             pg,
             "UPDATE t SET live = false WHERE id = 3; UPDATE t SET live = true, large = NULL WHERE id = 4",
             "DELETE FROM t WHERE id = 2; INSERT INTO t VALUES (5, false, 'x', 'x'), (6, true, 'y', 'y')",
@@ -45,7 +45,7 @@ async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxTh
 
 async def test_stored_generated_columns_reach_the_crm(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
     """Copy and stream agree on them, on 18; before, the start says that they are not sent."""
-    execute(
+    await execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, part text, name text GENERATED ALWAYS AS (part || '!') STORED)",
         "INSERT INTO t VALUES (1, 'a')",
@@ -61,5 +61,5 @@ async def test_stored_generated_columns_reach_the_crm(pg: str, hubspot_sandbox: 
         return
     await it.once()  # publishes the column; a row written before that comes without it
     async with it.running():
-        execute(pg, "INSERT INTO t VALUES (2, 'b')", "UPDATE t SET part = 'c' WHERE id = 1")
+        await execute(pg, "INSERT INTO t VALUES (2, 'b')", "UPDATE t SET part = 'c' WHERE id = 1")
         await it.shows({"1": "c!", "2": "b!"})

@@ -444,6 +444,25 @@ def test_a_sweep_that_nobody_was_told_of_asks_before_it_deletes_many_records(tmp
     run(work)
 
 
+def test_a_sweep_is_left_to_a_later_copy_of_all_rows(tmp_path: Path) -> None:
+    """A comparison that became due meanwhile says that this copy did not meet all: it deletes nothing."""
+    crm = MemoryCrm()
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            at.commit(insert(COMPANIES, "1", "x"))
+            await at.settled()
+        with opened(tmp_path) as state:
+            state.unbind()
+        async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
+            copy = await at.under_way("companies")
+            assert not await at.pipeline.copies._is_superseded(copy)
+            at.pipeline.resync(at.route("companies"), "by the test")
+            assert await at.pipeline.copies._is_superseded(copy)
+
+    run(work)
+
+
 def test_an_interrupted_sweep_is_done_at_the_next_start(tmp_path: Path) -> None:
     """A copy that has read all, but is not swept, goes on with what it met: what the stream brings next counts too."""
     crm = MemoryCrm()
