@@ -26,7 +26,9 @@ class Link:
         self.client = client
         self.server = server
         self.threads = [
-            threading.Thread(target=self._pump, args=(client, server, proxy.upward, proxy.greeting), daemon=True),
+            threading.Thread(
+                target=self._pump, args=(client, server, proxy.upward, proxy.greeting, proxy.observe), daemon=True
+            ),
             threading.Thread(target=self._pump, args=(server, client, proxy.downward), daemon=True),
         ]
         for thread in self.threads:
@@ -38,10 +40,12 @@ class Link:
         target: socket.socket,
         flowing: threading.Event,
         first: Callable[[bytes], bytes] = bytes,
+        observe: Callable[[bytes], object] = bytes,
     ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
                 flowing.wait()
+                observe(data)
                 target.sendall(first(data))
                 first = bytes
         with suppress(OSError):
@@ -82,6 +86,8 @@ class Proxy:
         self._refusing = False
         self.greeting: Callable[[bytes], bytes] = bytes
         """What becomes of the first bytes that each client sends."""
+        self.observe: Callable[[bytes], object] = bytes
+        """Is shown all that later clients send, piece by piece, in threads."""
         self.links: list[Link] = []
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
