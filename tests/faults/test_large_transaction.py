@@ -14,6 +14,7 @@ CHANGES = int(os.environ.get("CDCSYNC_TEST_CHANGES", "100000"))
 ROWS = 2_000
 DISTINCT = CHANGES * 6 // 5
 """Rows that a transaction inserts; none folds into another."""
+MAP = "companies:salesforce.Account"
 BOUND = 300 << 20
 
 
@@ -39,7 +40,7 @@ def test_memory_does_not_grow_with_a_transaction(pg: str, tmp_path: Path, stream
 
 @pytest.mark.soak
 def test_memory_is_bounded_while_very_many_rows_are_sent(pg: str, tmp_path: Path) -> None:
-    """One transaction inserts more rows than are sent at once: each arrives once, and memory stays below 300 MB."""
+    """Rows of one transaction wait, more than are sent at once: each arrives once, and memory stays below 300 MB."""
     with stage(tmp_path, pg) as shop:
         head, *maps = shop.config.read_text(encoding="utf-8").split("[[map]]")
         (accounts,) = (one for one in maps if 'salesforce.Account"' in one and '"companies"' in one)
@@ -47,10 +48,13 @@ def test_memory_is_bounded_while_very_many_rows_are_sent(pg: str, tmp_path: Path
         shop.start()
         shop.wait(lambda: _applied(shop) > 0 and _pending(shop) == 0, "the first copy does not settle")
         before = shop.admin("salesforce", "books")["creates"]
+        shop.cli("pause", MAP)
         shop.execute(
             "INSERT INTO companies (name, domain)"
             f" SELECT 'Many ' || i, i || '.example' FROM generate_series(1, {DISTINCT}) i"
         )
+        shop.wait(lambda: _pending(shop) == DISTINCT, "the rows are not read", timeout=60 + DISTINCT / 1000)
+        shop.cli("resume", MAP)
         shop.wait(
             lambda: shop.admin("salesforce", "books")["creates"] == before + DISTINCT and _pending(shop) == 0,
             "the rows do not arrive",
