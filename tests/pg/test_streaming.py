@@ -309,7 +309,7 @@ async def test_logical_messages_within_streamed_transactions(db: Setup) -> None:
 async def test_a_pause_holds_a_replay(db: Setup) -> None:
     """A consumer that pauses itself gets a large streamed transaction in pieces, each when it asks for it."""
     pieces: list[int] = []
-    eager = make_conninfo(db.dsn, options=EAGER + " -c wal_sender_timeout=600ms")
+    eager = make_conninfo(db.dsn, options=EAGER + " -c wal_sender_timeout=1s")
     async with reading(db, dsn=eager, streaming=True) as reader:
         take = reader.take
 
@@ -322,7 +322,7 @@ async def test_a_pause_holds_a_replay(db: Setup) -> None:
         await db.execute("INSERT INTO t SELECT i, repeat('x', 100) FROM generate_series(1, 10000) i")
 
         async def nudged() -> bool:
-            await asyncio.sleep(0.15)  # slower than the server's patience with a client that says nothing
+            await asyncio.sleep(0.25)  # slower than the server's patience with a client that says nothing
             reader.source.resume()
             return len(reader.commits) == 1
 
