@@ -49,6 +49,7 @@ def test_memory_is_bounded_while_very_many_rows_are_sent(pg: str, tmp_path: Path
         shop.wait(lambda: _applied(shop) > 0 and _pending(shop) == 0, "the first copy does not settle")
         before = shop.admin("salesforce", "books")["creates"]
         shop.cli("pause", MAP)
+        shop.wait(lambda: _paused(shop), "the daemon does not take the pause up")
         shop.execute(
             "INSERT INTO companies (name, domain)"
             f" SELECT 'Many ' || i, i || '.example' FROM generate_series(1, {DISTINCT}) i"
@@ -76,6 +77,11 @@ def _peak(shop: Stage) -> int:
 def _pending(shop: Stage) -> int:
     snapshot = shop.snapshot()
     return 1 if snapshot is None else sum(lane.pending for lane in snapshot.lanes)
+
+
+def _paused(shop: Stage) -> bool:
+    snapshot = shop.snapshot()
+    return snapshot is not None and all(one.paused for one in snapshot.maps)
 
 
 def _applied(shop: Stage) -> int:
