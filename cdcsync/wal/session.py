@@ -10,8 +10,9 @@ The rules of this module:
 * What is reported as flushed is never inside a transaction, never goes back, and is never beyond what was received:
   the server resends a transaction only if its commit record starts at or after the reported position.
 * Status updates have a timer of their own. Servers ask for one at half of ``wal_sender_timeout`` and cut the
-  connection at the whole of it, so a third of it is the interval. An answer is never given sooner than ``PACE`` after
-  the last: a server that shuts down asks anew at each answer, tens of thousands of times a second if it is let.
+  connection at the whole of it, counted from the last one they received. A fifth of it is the interval, so that one may
+  come late by almost as much as the server's patience. An answer is never given sooner than ``PACE`` after the last: a
+  server that shuts down asks anew at each answer, tens of thousands of times a second if it is let.
 
 Times are seconds of the caller's monotonic clock. Envelopes: "Streaming Replication Protocol" in PostgreSQL's manual.
 """
@@ -92,7 +93,7 @@ class ReplicationSession:
         streamed: StreamedTransactions | None = None,
     ) -> None:
         low, high = _INTERVAL_BOUNDS
-        self._interval = min(max(sender_timeout / 3, low), high) if sender_timeout > 0 else high
+        self._interval = min(max(sender_timeout / 5, low), high) if sender_timeout > 0 else high
         self._silence = SILENCE * (sender_timeout or _DEFAULT_TIMEOUT)
         self._heard_at = now
         self._clock_zero = epoch - EPOCH.timestamp()
