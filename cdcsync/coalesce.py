@@ -279,7 +279,8 @@ class Fold:
         if source is not None:
             _inherit(row, source)
         passed = source.origins if source is not None else ()
-        if source is None or source.uncertain or not passed:
+        # A row that was inserted here, and was never sent, leaves no record behind: what stands there is another row's.
+        if source is None or source.uncertain or not (passed or source.fresh):
             passed = (*passed, old_key)
         row.origins = _without(row.key, passed)
         self.put(row)

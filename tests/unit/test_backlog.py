@@ -14,7 +14,7 @@ from cdcsync.coalesce import Event, PendingRow
 from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.mappers.compile import Mapped
-from cdcsync.model import ABSENT, Change, ChangeKind, Column, Op, Position, Relation, Value
+from cdcsync.model import ABSENT, Change, ChangeKind, Column, Op, Position, Relation, Text, Value
 from cdcsync.plan import Draft, Facts, asks_for, decide
 from cdcsync.wal.decode import join_tuple, split_tuple
 
@@ -261,6 +261,26 @@ def test_any_history_of_changes_answers_and_crashes_converges(
     assert dict(world.crm.records.values()) == {key: {"a": a, "big": big} for key, (a, big) in world.table.items()}
     assert len(world.crm.records) == len(world.table)
     assert world.backlog.oldest() is None
+
+
+def test_a_row_that_was_never_sent_takes_no_record_along() -> None:
+    """A row leaves its key, another is inserted there and leaves as well, the first one returns: each has its own."""
+    backlog = Backlog("m")
+    ledger = {"1": Known("A", FIELDS, b"", {}, Position(1, 0), 0.0)}
+    steps: list[tuple[str, str | None, Text]] = [
+        ("2", "1", ABSENT),
+        ("1", None, b"b"),
+        ("3", "1", ABSENT),
+        ("1", "2", ABSENT),
+    ]
+    for number, (key, old, big) in enumerate(steps, start=1):
+        kind = ChangeKind.INSERT if old is None else ChangeKind.UPDATE
+        change = Change(kind, RELATION, join_tuple([key.encode(), b"x", big]))
+        backlog.feed(Event(change, key, old, Position(1, number), 0.0), 0.0)
+    rows = backlog.take(9)
+    plan = decide(rows, {row.key: mapped(row) for row in rows}, Facts(ledger), FIELDS)
+    assert {draft.row.key: draft.record.crm_id for draft in plan.drafts} == {"1": "A", "3": None}
+    assert not plan.rejected
 
 
 def test_journal_slots_are_apart() -> None:
