@@ -56,6 +56,8 @@ class PendingRow:
     origins: tuple[str, ...] = ()
     uncertain: bool = False
     whole: bool = False
+    left: dict[str, Position] | None = None
+    """When the row left a key, as far as this process saw it."""
 
     def copy(self) -> PendingRow:
         """Return a row of its own that is equal: ``dataclasses.replace`` takes four times as long."""
@@ -72,7 +74,12 @@ class PendingRow:
             self.origins,
             self.uncertain,
             self.whole,
+            self.left,
         )
+
+    def left_at(self, origin: str) -> Position:
+        """Return when the row left a key; its first change has to do where that is not known."""
+        return self.first if self.left is None else self.left.get(origin, self.first)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -174,7 +181,7 @@ class Fold:
         """Add a row as it is (from the journal, or taken but not sent)."""
         self.waiting[row.key] = row
         for origin in row.origins:
-            insort(self.movers.setdefault(origin, []), row.key, key=lambda key: self.waiting[key].first)
+            insort(self.movers.setdefault(origin, []), row.key, key=lambda key: self.waiting[key].left_at(origin))
         self.size += row.size
 
     def newer_than(self, row: PendingRow) -> str | None:
@@ -283,6 +290,7 @@ class Fold:
         if source is None or source.uncertain or not (passed or source.fresh):
             passed = (*passed, old_key)
         row.origins = _without(row.key, passed)
+        row.left = {**((source.left if source is not None else None) or {}), old_key: event.position}
         self.put(row)
         return [row.key]
 
@@ -305,6 +313,8 @@ def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
     _inherit(newer, older)
+    if older.left:
+        newer.left = {**older.left, **(newer.left or {})}
     newer.origins = _without(newer.key, (*older.origins, older.key, *newer.origins))
     return newer
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdcsync.backlog import COLD, IN_BATCH, WAITING, Backlog
-from cdcsync.coalesce import Event, PendingRow
+from cdcsync.coalesce import Event, Fold, PendingRow
 from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.mappers.compile import Mapped
@@ -281,6 +281,23 @@ def test_a_row_that_was_never_sent_takes_no_record_along() -> None:
     plan = decide(rows, {row.key: mapped(row) for row in rows}, Facts(ledger), FIELDS)
     assert {draft.row.key: draft.record.crm_id for draft in plan.drafts} == {"1": "A", "3": None}
     assert not plan.rejected
+
+
+def test_a_row_given_back_meets_the_one_that_left_its_key_first() -> None:
+    """Of two rows that left a key one after another, the first one carries on what was sent under it."""
+    fold = Fold()
+
+    def change(number: int, key: str, old: str | None, *, uncertain: bool = False) -> None:
+        update = Change(ChangeKind.UPDATE, RELATION, join_tuple([key.encode(), b"x", b"b"]))
+        fold.feed(Event(update, key, old, Position(1, number), 0.0), uncertain=uncertain)
+
+    change(1, "1", None)
+    sent = fold.take("1")
+    change(2, "2", None, uncertain=True)
+    change(3, "3", "1")
+    change(4, "1", "2")
+    change(5, "4", "1")
+    assert fold.give_back(sent) == "3"
 
 
 def test_journal_slots_are_apart() -> None:
