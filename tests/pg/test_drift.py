@@ -215,6 +215,20 @@ async def test_with_fail_the_daemon_ends(scene: Scene, down: bool) -> None:  # n
         await ended_by(scene, "ALTER TABLE t DROP COLUMN domain", "UPDATE t SET name = 'A' WHERE id = '1'", down=down)
 
 
+@contextlib.asynccontextmanager
+async def altered_by(scene: Scene, *statements: str, down: bool) -> AsyncIterator[None]:
+    """Run the daemon on a table that was altered beside it, or while it was down."""
+    async with scene.running():
+        await in_step(scene)
+        if not down:
+            await scene.execute(*statements)
+            yield
+    if down:
+        await scene.execute(*statements)
+        async with scene.running():
+            yield
+
+
 async def ended_by(scene: Scene, *statements: str, down: bool) -> None:
     """Wait for the daemon to end by itself after this was done beside it, or while it was down."""
     async with scene.running() as task:
@@ -326,15 +340,8 @@ async def test_a_table_made_anew_is_compared(scene: Scene, policy: str, *, down:
     """A table of another birth is published again and compared: at once with warn, when resumed else."""
     scene.policy = policy
     anew = f"BEGIN; DROP TABLE t; {TABLE}; INSERT INTO t VALUES ('1', 'New', 'new.com', ''); COMMIT"
-    async with scene.running():
-        await in_step(scene)
-        if not down:
-            await scene.execute(anew)
-            await _after_made_anew(scene, policy)
-    if down:
-        await scene.execute(anew)
-        async with scene.running():
-            await _after_made_anew(scene, policy)
+    async with altered_by(scene, anew, down=down):
+        await _after_made_anew(scene, policy)
 
 
 async def _after_made_anew(scene: Scene, policy: str) -> None:
@@ -431,15 +438,8 @@ async def test_an_altered_publication_is_put_right_and_compared(
     """Rows written while the table was out of it arrive all the same, also if somebody put it back before we looked."""
     gap = [altered[0], "UPDATE t SET name = 'A' WHERE id = '1'", "DELETE FROM t WHERE id = '2'"]
     gap += [altered[1]] if restored else []
-    async with scene.running():
-        await in_step(scene)
-        if not down:
-            await scene.execute(*gap)
-            await _after_gap(scene)
-    if down:
-        await scene.execute(*gap)
-        async with scene.running():
-            await _after_gap(scene)
+    async with altered_by(scene, *gap, down=down):
+        await _after_gap(scene)
 
 
 @pytest.mark.parametrize("altered", ALTERED.values(), ids=ALTERED)
@@ -473,15 +473,8 @@ async def test_a_dropped_publication_is_an_alarm_and_a_comparison(scene: Scene, 
         with pytest.raises(SourceError, match="publication"):
             await ended_by(scene, *gap, down=down)
         return
-    async with scene.running():
-        await in_step(scene)
-        if not down:
-            await scene.execute(*gap)
-            await _after_gap(scene)
-    if down:
-        await scene.execute(*gap)
-        async with scene.running():
-            await _after_gap(scene)
+    async with altered_by(scene, *gap, down=down):
+        await _after_gap(scene)
 
 
 LESS = {
@@ -523,15 +516,8 @@ IN_PLACE = {
 async def test_a_column_that_changes_in_place_is_compared(scene: Scene, change: str, *, down: bool) -> None:
     """DDL changes all rows without a word in the stream: the table is read again."""
     expected = {"1": "ONE", "2": "TWO"} if "upper" in change else {"1": "NEW", "2": "NEW"}
-    async with scene.running():
-        await in_step(scene)
-        if not down:
-            await scene.execute(change)
-            await scene.until("name", **expected)
-    if down:
-        await scene.execute(change)
-        async with scene.running():
-            await scene.until("name", **expected)
+    async with altered_by(scene, change, down=down):
+        await scene.until("name", **expected)
     assert scene.paused() is None
 
 

@@ -14,6 +14,7 @@ from cdcsync.wal.connect import Connection, connect
 from cdcsync.wal.coverage import filter_problems
 from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.published import load_publication
+from tests.servers import needs
 
 
 @pytest.fixture
@@ -22,12 +23,6 @@ async def connection(pg: str) -> AsyncIterator[Connection]:
     async with await connect(pg) as it:
         await it.execute("CREATE TABLE a (id int PRIMARY KEY, v text); CREATE TABLE b (id int PRIMARY KEY)")
         yield it
-
-
-def needs(connection: Connection, version: int) -> None:
-    """Skip the test on servers before ``version``."""
-    if server_version(connection) < version:
-        pytest.skip(f"needs PostgreSQL {version // 10000}")
 
 
 async def test_a_publication_is_made_and_kept_in_step(connection: Connection) -> None:
@@ -41,9 +36,9 @@ async def test_a_publication_is_made_and_kept_in_step(connection: Connection) ->
     assert await load_publication(connection, "p") == shrunk
 
 
-async def test_a_publication_in_step_is_left_alone(connection: Connection) -> None:
+async def test_a_publication_in_step_is_left_alone(pg: str, connection: Connection) -> None:
     """Nothing is written when nothing changes, also with row filters, which the server stores in its own words."""
-    needs(connection, 150000)
+    needs(pg, 15)
     tables = {"public.a": "id>10 and id<>12", "public.b": None}
     await ensure_publication(connection, "p", tables, create=True)
     query = "SELECT oid, prrelid, xmin::text FROM pg_publication_rel ORDER BY 1"
@@ -89,9 +84,9 @@ async def test_a_publication_for_all_tables_is_only_read(connection: Connection)
     assert set(found.tables) == {"public.a", "public.b"}
 
 
-async def test_a_publication_for_a_schema_is_only_read(connection: Connection) -> None:
+async def test_a_publication_for_a_schema_is_only_read(pg: str, connection: Connection) -> None:
     """The same for whole schemas: tables elsewhere are asked for, not added."""
-    needs(connection, 150000)
+    needs(pg, 15)
     await connection.execute("""
         CREATE SCHEMA s; CREATE TABLE s.c (id int PRIMARY KEY);
         CREATE PUBLICATION p FOR TABLES IN SCHEMA s WITH (publish_via_partition_root = true);
@@ -166,9 +161,9 @@ async def test_children_by_inheritance_do_not_come_along(connection: Connection)
     await connection.execute("UPDATE child SET v = 'y'")
 
 
-async def test_row_filters_outside_the_identity_are_refused(connection: Connection) -> None:
+async def test_row_filters_outside_the_identity_are_refused(pg: str, connection: Connection) -> None:
     """PostgreSQL takes such a filter and then fails the applications' updates; here it is refused before."""
-    needs(connection, 150000)
+    needs(pg, 15)
     await connection.execute("INSERT INTO a VALUES (1, 'x')")
     tables = {"public.a": "v <> 'secret'"}
     with pytest.raises(SourceError, match=r"row filter of public\.a uses v") as caught:
@@ -180,9 +175,9 @@ async def test_row_filters_outside_the_identity_are_refused(connection: Connecti
     await connection.execute("UPDATE a SET v = 'z'")
 
 
-async def test_broken_row_filters_are_refused(connection: Connection) -> None:
+async def test_broken_row_filters_are_refused(pg: str, connection: Connection) -> None:
     """What the server says of a filter is passed on, with the filter."""
-    needs(connection, 150000)
+    needs(pg, 15)
     with pytest.raises(SourceError, match="refuses") as caught:
         await ensure_publication(connection, "p", {"public.a": "nonsense ="}, create=True)
     assert "public.a: nonsense =" in caught.value.hint
@@ -227,9 +222,9 @@ async def test_the_danger_is_real(connection: Connection) -> None:
         await connection.execute("UPDATE bare SET id = 2")
 
 
-async def test_column_lists_stay(connection: Connection) -> None:
+async def test_column_lists_stay(pg: str, connection: Connection) -> None:
     """A column list that somebody gave to a table of ours survives changes of ours, and has to hold what is read."""
-    needs(connection, 150000)
+    needs(pg, 15)
     await connection.execute("CREATE PUBLICATION p FOR TABLE a (id)")
     wanted = {"public.a": "id > 5", "public.b": None}
     found = await ensure_publication(connection, "p", wanted, {"public.a": frozenset(["id"])}, create=True)
@@ -242,17 +237,17 @@ async def test_column_lists_stay(connection: Connection) -> None:
     assert (mended.lists, mended.tables) == ({"public.a": ("id", "v")}, found.tables)
 
 
-async def test_a_list_without_the_identity_is_refused(connection: Connection) -> None:
+async def test_a_list_without_the_identity_is_refused(pg: str, connection: Connection) -> None:
     """PostgreSQL would fail the applications' updates, and deletes would not carry the key."""
-    needs(connection, 150000)
+    needs(pg, 15)
     await connection.execute("CREATE PUBLICATION p FOR TABLE a (v)")
     with pytest.raises(SourceError, match=r"leaves out column id of public\.a"):
         await ensure_publication(connection, "p", {"public.a": None}, {"public.a": frozenset(["v"])}, create=False)
 
 
-async def test_filters_made_by_hand_have_to_be_the_mappings(connection: Connection) -> None:
+async def test_filters_made_by_hand_have_to_be_the_mappings(pg: str, connection: Connection) -> None:
     """With create = false the filter is compared with the where, in the server's words; each difference is said."""
-    needs(connection, 150000)
+    needs(pg, 15)
     await connection.execute("CREATE PUBLICATION p FOR TABLE a WHERE (id>10 AND id IN (1, 12))")
     await ensure_publication(connection, "p", {"public.a": "id > 10 and id in (1,12)"}, create=False)
     with pytest.raises(SourceError, match="which the mapping does not say") as caught:
