@@ -199,7 +199,7 @@ class Fold:
         key = self.newer_than(row)
         if key is None:
             # A copy: whoever took the row must see by identity that it is not in their hands any more.
-            self.put(replace(row))
+            self.put(row.copy())
             return row.key
         newer = self.take(key)
         if key == row.key and newer.origins:
@@ -290,7 +290,7 @@ class Fold:
         if source is None or source.uncertain or not (passed or source.fresh):
             passed = (*passed, old_key)
         row.origins = _without(row.key, passed)
-        row.left = {**((source.left if source is not None else None) or {}), old_key: event.position}
+        row.left = {**(row.left or {}), old_key: event.position}
         self.put(row)
         return [row.key]
 
@@ -313,8 +313,6 @@ def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
     _inherit(newer, older)
-    if older.left:
-        newer.left = {**older.left, **(newer.left or {})}
     newer.origins = _without(newer.key, (*older.origins, older.key, *newer.origins))
     return newer
 
@@ -352,3 +350,5 @@ def _inherit(row: PendingRow, older: PendingRow) -> None:
     row.fresh = older.fresh
     row.uncertain = row.uncertain or older.uncertain
     row.whole = row.whole or older.whole
+    if older.left is not None:
+        row.left = {**older.left, **(row.left or {})}
