@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cdcsync.keyset import KeySet
 
-KEYS = 100_000
+KEYS = 200_000
 
 
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(-20, 20).map(str))))
@@ -31,7 +31,7 @@ def test_it_holds_what_was_added_and_nothing_whose_hash_was_not(steps: list[tupl
 
 
 def test_a_key_takes_few_bytes() -> None:
-    """100,000 keys take not much more than what is reckoned for each."""
+    """200,000 keys take not much more than what is reckoned for each."""
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
