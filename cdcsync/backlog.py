@@ -3,6 +3,9 @@
 A row may go when nothing in flight and nothing that has to go first touches its key. What may not go is *held*
 until what it waits for has settled; only rows that wait for their own predecessor or parent are held. The
 backlog also remembers which rows changed since the last tick, for the journal.
+
+Where the record under a key may be that of more than one row, none of them may go until it is known whose it is: the
+lane asks the CRM for the keys ``in_doubt`` and gives the answer to ``resolve``.
 """
 
 from __future__ import annotations
@@ -10,11 +13,13 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from cdcsync.coalesce import Event, Fold, PendingRow, over
+from cdcsync.claims import attribute
+from cdcsync.coalesce import Event, Fold, PendingRow, over, shown
+from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.model import START, Position
 
@@ -60,8 +65,14 @@ class Backlog:
         """Keys of rejected rows."""
         self.anchored: dict[str, str] = {}
         """Key that the CRM knows → key of the rejected row whose record still stands under it."""
+        self.unclear: set[str] = set()
+        """Keys whose record has to be looked up before rows that have to do with them can go."""
         self.fed = 0
         """Changes received, ever."""
+        self._asked: set[str] = set()
+        """Keys that are being looked up: until the answer is here, none of their rows may go."""
+        self._uncircled: set[str] = set()
+        """Seats of rows that wait for others, but not in a circle, unless anything moves."""
         self._busy: dict[str, str] = {}
         """Key that a row in flight occupies (its own, and those it leaves) → that row's key."""
         self._oldest: list[tuple[Position, str]] = []
@@ -97,15 +108,13 @@ class Backlog:
     def feed(self, event: Event, now: float, *, uncertain: bool = False) -> list[str]:
         """Take one change in; returns the keys of waiting rows that it made or changed."""
         self.fed += 1
-        old = event.old_key
+        self._uncircled.clear()
         touched = self.fold.feed(event, uncertain=uncertain)
         for key in touched:
             self._woken(key, now)
-        if old is not None and old != event.key:
-            self._dirty[WAITING].add(old)
-            if old not in self.fold.waiting:
-                self.ready.pop(old, None)
-                self.held.pop(old, None)
+        for left in {event.key, event.old_key or event.key}:
+            if left not in self.fold.waiting:
+                self._vacated(left)
         return touched
 
     def restore(self, rows: Iterable[tuple[int, PendingRow]], now: float) -> None:
@@ -113,7 +122,7 @@ class Backlog:
         flights: list[PendingRow] = []
         for job, row in rows:
             self._journaled[job].add(row.key)
-            row.uncertain = True
+            row.doubt()
             if job == WAITING:
                 self.fold.put(row)
                 self._woken(row.key, now)
@@ -148,8 +157,7 @@ class Backlog:
             room -= len(self.fold.waiting[key].image)
             if room < 0 and rows:
                 break
-            obstacle = self._obstacle(key)
-            reason = f"key {obstacle} has to settle first" if obstacle else defer(self.fold.waiting[key])
+            reason = self._obstacle(key) or defer(self.fold.waiting[key])
             del self.ready[key]
             if reason is not None:
                 self.held[key] = reason
@@ -178,7 +186,7 @@ class Backlog:
         self.ready.pop(key, None)
         self.held.pop(key, None)
         if older is not None:
-            older.uncertain = older.uncertain or older.first <= self._doubted
+            self._doubt_cold(older)
             row = over(older, row)
             self.fold.coalesced += 1
         else:
@@ -190,7 +198,7 @@ class Backlog:
 
     def thaw(self, row: PendingRow, now: float) -> None:
         """Take a row back from the journal; what came meanwhile folds over it."""
-        row.uncertain = row.uncertain or row.first <= self._doubted
+        self._doubt_cold(row)
         self.cold.discard(row.key)
         self._dirty[COLD].add(row.key)
         self._give_back(row, now)
@@ -298,7 +306,11 @@ class Backlog:
 
     def has(self, key: str) -> bool:
         """Whether a row under this key, or leaving it, is in memory."""
-        return key in self.fold.waiting or key in self.fold.movers or key in self._busy
+        return key in self.fold.waiting or key in self.fold.movers or self.in_the_air(key)
+
+    def in_the_air(self, key: str) -> bool:
+        """Whether a row in flight has this key, or leaves it."""
+        return key in self._busy
 
     def oldest(self) -> Position | None:
         """Return the first position of the oldest row that is not settled; of a cold one it may be somewhat early."""
@@ -377,54 +389,134 @@ class Backlog:
         self._marked = {key: first for first, key in self._oldest}
 
     def _obstacle(self, key: str) -> str | None:
+        """Say what is in a row's way, if anything is."""
         row = self.fold.waiting[key]
+        other = self._in_the_way(row)
+        if other is None and self._predecessor(key) is not None:
+            other = self._leave_circle(key)
+        if other is not None:
+            return f"key {shown(other)} has to settle first"
+        if not self.unclear.isdisjoint(row.keys):
+            return "the CRM is to be asked which row's record it holds"
+        return None
+
+    def _in_the_way(self, row: PendingRow) -> str | None:
         for other in row.keys:
             if other in self._busy:
                 return self._busy[other]
-            if other in self.cold:
+            if other in self.cold or other in self._asked:
                 return other
-            if self.anchored.get(other, key) != key:
+            if self.anchored.get(other, row.key) != row.key:
                 return self.anchored[other]
-        predecessor = self._predecessor(key)
-        if predecessor is None:
-            return None
-        circle = self._circle(key)
-        if circle is None:
-            return predecessor
-        freed = {other for member in circle for other in self.fold.waiting[member].keys}
-        since = self.ready[key]
-        self.fold.forget_origins(circle)
-        self._wake_disturbed(since)
-        for other in freed:
-            self._release(other, since)
+        self.unclear.update(place for place in row.places if len(self.fold.claimants(place)) > 1)
         return None
 
     def _predecessor(self, key: str) -> str | None:
-        """Return the key of the waiting row that has to go before the one at ``key``."""
+        """Return the seat of a waiting row that has to leave ``key`` before the row that sits there can be written."""
         leaving = self.fold.movers.get(key)
-        if leaving:
-            return leaving[0]
-        for origin in self.fold.waiting[key].origins:
-            first = self.fold.movers[origin][0]
-            if first != key:
-                return first
+        return leaving[0] if leaving and key not in self.fold.waiting[key].places else None
+
+    def _leave_circle(self, key: str) -> str | None:
+        """Return what a row waits for; None if it waited in a circle, as when two rows swap keys.
+
+        Then each row of the circle is written over the record that it finds, once it is known where their records are.
+        """
+        circle = self._circle(key)
+        if circle is None:
+            return self._predecessor(key)
+        rows = [self.fold.waiting[member] for member in circle]
+        if any(self._in_the_way(row) is not None for row in rows):
+            return self._predecessor(key)
+        self.unclear.update(place for row in rows if row.tried for place in row.places)
+        if any(not self.unclear.isdisjoint(row.keys) for row in rows):
+            return self._predecessor(key)
+        for row in rows:
+            self.fold.take(row.key)
+            row.lies_at(row.key)
+            row.whole = True
+            self.fold.put(row)
+            self._woken(row.key, self.ready[key])
         return None
 
     def _circle(self, key: str) -> list[str] | None:
-        """Return the keys of rows that wait for each other in a circle through ``key``, as when two rows swap keys.
-
-        None as well where part of one of them is in the journal still: the circle is seen again when that is back.
-        """
-        seen: list[str] = []
-        step = self._predecessor(key)
-        while step is not None and step not in seen:
-            if any(key in self.cold for key in self.fold.waiting[step].keys):
-                return None
-            seen.append(step)
-            if step == key:
-                return seen
+        """Return the seats of rows that wait for each other in a circle through ``key``."""
+        seen: dict[str, None] = {}
+        step: str | None = key
+        while step is not None and step not in seen and step not in self._uncircled:
+            seen[step] = None
             step = self._predecessor(step)
-        return None
+        if step is None or step in self._uncircled:
+            self._uncircled.update(seen)
+            return None
+        return list(seen) if step == key else None
+
+    # --- whose record it is
+
+    def in_doubt(self) -> set[str]:
+        """Return the keys under which the CRM is to be asked for records, with all that are bound up with them.
+
+        Empty where none is, or where one of the rows is not at hand. ``resolve`` or ``forget_doubts`` has to follow.
+        """
+        if self._asked:
+            return set()
+        keys, rows = self._bound_up(self.unclear)
+        touched = {other for row in rows for other in row.keys}
+        if any(key in self._busy or key in self.cold for key in touched):
+            return set()
+        self._asked = keys
+        return set(keys)
+
+    def forget_doubts(self) -> None:
+        """Take note that the CRM did not answer."""
+        self._asked = set()
+
+    def resolve(
+        self, found: Mapping[str, str], known: Mapping[str, Known], now: float
+    ) -> dict[str, tuple[str, Known | None] | None]:
+        """Give each record that was found under the keys in doubt to the row whose it is.
+
+        Returns what is known of each of these keys now: the record's id, with the ledger's entry that it had; None:
+        there is no record.
+        """
+        asked, self._asked = self._asked, set()
+        self._uncircled.clear()
+        rows = [row for row in self._bound_up(asked)[1] if asked.issuperset(row.places)]
+        places = {place for row in rows for place in row.places}
+        owned = attribute(rows, found, known)
+        for row in rows:
+            mine = owned.get(row.key)
+            self.fold.take(row.key)
+            row.lies_at(mine.place if mine is not None else None)
+            row.uncertain = True
+            row.whole = row.whole or (mine is not None and not mine.sure)
+            before, after = row.key, self.fold.put(row)
+            if after != before:
+                self._vacated(before)
+            self._woken(after, now)
+        self.unclear -= asked
+        for key in asked:
+            self._release(key, now)
+        there = {mine.place: (mine.crm_id, mine.known) for mine in owned.values()}
+        return {place: there.get(place) for place in places}
+
+    def _bound_up(self, keys: Iterable[str]) -> tuple[set[str], list[PendingRow]]:
+        """Return keys with all that are places of rows that may have a record under one of them, and these rows."""
+        reached = set(keys)
+        todo = list(reached)
+        rows: dict[str, PendingRow] = {}
+        while todo:
+            for key in self.fold.claimants(todo.pop()):
+                rows[key] = self.fold.waiting[key]
+                further = set(rows[key].places) - reached
+                reached |= further
+                todo.extend(further)
+        return reached, list(rows.values())
+
+    def _doubt_cold(self, row: PendingRow) -> None:
+        if row.first <= self._doubted:
+            row.doubt()
+
+    # --- bookkeeping
 
     def _fly(self, row: PendingRow, job: int) -> None:
         self._carried += row.size
@@ -442,15 +534,17 @@ class Backlog:
             self._busy.pop(key, None)
 
     def _give_back(self, row: PendingRow, now: float) -> str:
+        self._uncircled.clear()
         key = self.fold.give_back(row)
         self._woken(key, now)
-        self._wake_disturbed(now)
+        if row.key not in self.fold.waiting:
+            self._vacated(row.key)
         return key
 
-    def _wake_disturbed(self, now: float) -> None:
-        for key in self.fold.disturbed:
-            self._woken(key, now)
-        self.fold.disturbed = set()
+    def _vacated(self, key: str) -> None:
+        self._dirty[WAITING].add(key)
+        self.ready.pop(key, None)
+        self.held.pop(key, None)
 
     def _woken(self, key: str, now: float) -> None:
         self.held.pop(key, None)

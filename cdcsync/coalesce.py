@@ -4,10 +4,13 @@ One ``Fold`` serves one mapping. Its rules:
 
 * insert + update = insert with the columns merged; anything + delete = delete; delete + insert = update.
 * A column that was not sent (unchanged TOAST) keeps the value folded earlier, else stays absent.
-* A key change is an update of the *same* CRM record: the row moves to its new key and remembers under which
-  keys the CRM may know it (``origins``). The lane sends a row only after the row that still has to leave its key.
-* A row moved onto a key whose delete is still waiting becomes an update of that key's record, and the record it
-  came from is deleted: what the database shows is the same, and no two records ever hold one key.
+* A row has a *seat*, the key that it has in the database, and *places*: the keys under which the CRM may hold its
+  record. Changes alter the seat alone, and what is sent the places alone. So a key change is an update of the same
+  record.
+* While a row's record may stand under a key, no other row is written there. So no place is any other row's, except
+  after a crash, where the stream shows every key that a row had, and not which of them was sent (``claims``).
+* The delete of a row whose record stands under another key than the row's last has no seat, and so has one onto whose
+  key another row moves: the seat is free for that one, which is written when the record is gone.
 * A row that is in flight is no longer here. Its next changes fold beside it, and ``give_back`` folds the two
   together if the first has to be sent again.
 
@@ -16,14 +19,14 @@ One ``Fold`` serves one mapping. Its rules:
 
 from __future__ import annotations
 
-from bisect import insort
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cdcsync.model import ABSENT, Change, ChangeKind, Position, Relation, Text
 from cdcsync.wal.decode import join_tuple, split_tuple
 
 _UNCHANGED = b"u"
+_SEATLESS = "\0"
+"""In the stead of a seat, after the last key: PostgreSQL's texts cannot have it."""
 OVERHEAD = 1_500
 """Bytes that a pending row costs beside its tuple, as of when it is sent (measured).
 
@@ -36,28 +39,25 @@ what the ledger will say, and the CRM's answer.
 class PendingRow:
     """A row of one mapping that the CRM does not hold yet as the database does.
 
-    ``image`` is the row in pgoutput's tuple form (empty for a delete). ``fresh``: the first change folded in was
-    an insert, so unless the ledger or ``uncertain`` says otherwise the CRM has never seen the row. ``uncertain``:
-    an earlier state may have reached the CRM without our knowing (a lost answer, a crash); nothing may be
-    concluded from the ledger then. ``whole``: the CRM's record held another row before, so no column may be left
-    out of the write. ``origins``: the key that the ledger knows the record by, if that is not ``key``; of an uncertain
-    row also the keys that it had on its way. Times are Unix times of the commits.
+    ``key`` is its seat. ``image`` is the row in pgoutput's tuple form (empty for a delete). ``base``: the key that the
+    record has in the CRM if nothing of what waits was sent, as the ledger knows it; None if the row was inserted since.
+    ``tried``: other keys under which an earlier state may have been sent without our knowing. ``uncertain``: whether
+    any was (a lost answer, a crash); nothing may be concluded from the ledger then. ``whole``: the CRM's record may
+    have held another row before, so no column may be left out of the write. Times are Unix times of the commits.
     """
 
     key: str
     relation: Relation
     image: bytes
     deleted: bool
-    fresh: bool
+    base: str | None
     first: Position
     last: Position
     since: float
     latest: float
-    origins: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
     uncertain: bool = False
     whole: bool = False
-    left: dict[str, Position] | None = None
-    """When the row left a key, as far as this process saw it."""
 
     def copy(self) -> PendingRow:
         """Return a row of its own that is equal: ``dataclasses.replace`` takes four times as long."""
@@ -66,30 +66,52 @@ class PendingRow:
             self.relation,
             self.image,
             self.deleted,
-            self.fresh,
+            self.base,
             self.first,
             self.last,
             self.since,
             self.latest,
-            self.origins,
+            self.tried,
             self.uncertain,
             self.whole,
-            self.left,
         )
 
-    def left_at(self, origin: str) -> Position:
-        """Return when the row left a key; its first change has to do where that is not known."""
-        return self.first if self.left is None else self.left.get(origin, self.first)
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Every key under which the CRM may hold the record."""
+        return self.tried if self.base is None else (self.base, *self.tried)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The places that are not the seat."""
+        if not self.tried and self.base in {None, self.key}:
+            return ()
+        return tuple(place for place in self.places if place != self.key)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key under which the CRM may hold the record."""
+        """The seat and the places."""
         return (self.key, *self.origins)
 
     @property
     def size(self) -> int:
         """Bytes of memory, at most."""
         return len(self.image) + OVERHEAD
+
+    def doubt(self) -> None:
+        """Note that the row, as it is, may have reached the CRM."""
+        self.uncertain = True
+        if not self.deleted and self.key not in self.places:
+            self.tried = (*self.tried, self.key)
+
+    def lies_at(self, place: str | None) -> None:
+        """Note that the CRM holds the record under ``place`` alone; None: that it holds none."""
+        self.base, self.tried = place, ()
+
+
+def shown(key: str) -> str:
+    """Return the key that a row without a seat had last; other keys are what they are."""
+    return key.partition(_SEATLESS)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,23 +157,18 @@ def complete_from_old(change: Change) -> bytes:
 
 
 class Fold:
-    """The waiting rows of one mapping, by key, in the order of their first change."""
+    """The waiting rows of one mapping, by seat, in the order of their first change."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, PendingRow] = {}
         self.movers: dict[str, list[str]] = {}
-        """Key that the CRM knows → keys of the waiting rows that leave it, in the order in which they left.
-
-        More than one, where a row left, another was inserted under the key, and left as well.
-        """
+        """Place → seats of the waiting rows whose record may stand there, and who sit elsewhere."""
         self.coalesced = 0
         """Changes that were absorbed into another one, ever."""
         self.size = 0
-        self.disturbed: set[str] = set()
-        """Keys whose rows were made or changed beside the one asked for; the backlog takes them from here."""
 
     def feed(self, event: Event, *, uncertain: bool = False) -> list[str]:
-        """Fold one change in; returns the keys whose waiting rows it made or changed."""
+        """Fold one change in; returns the seats of the waiting rows that it made or changed."""
         before = len(self.waiting)
         kind = event.change.kind
         if kind is ChangeKind.DELETE:
@@ -162,12 +179,12 @@ class Fold:
             touched = [self._write(event)]
         if uncertain:
             for key in touched:
-                self.waiting[key].uncertain = True
+                self.waiting[key].doubt()
         self.coalesced += 1 - (len(self.waiting) - before)
         return touched
 
     def take(self, key: str) -> PendingRow:
-        """Remove a waiting row, to send it."""
+        """Remove a waiting row, to send or to change it."""
         row = self.waiting.pop(key)
         for origin in row.origins:
             leaving = self.movers[origin]
@@ -177,84 +194,52 @@ class Fold:
         self.size -= row.size
         return row
 
-    def put(self, row: PendingRow) -> None:
-        """Add a row as it is (from the journal, or taken but not sent)."""
+    def put(self, row: PendingRow) -> str:
+        """Add a row; returns the seat that it was given, which is not its key if it has lost that."""
+        if row.deleted and (row.origins or row.key in self.waiting):
+            row.key = f"{shown(row.key)}{_SEATLESS}{row.last.commit_lsn:X}/{row.last.ordinal}"
         self.waiting[row.key] = row
         for origin in row.origins:
-            insort(self.movers.setdefault(origin, []), row.key, key=lambda key: self.waiting[key].left_at(origin))
+            self.movers.setdefault(origin, []).append(row.key)
         self.size += row.size
+        return row.key
 
     def newer_than(self, row: PendingRow) -> str | None:
-        """Find the key of the waiting row that carries the later changes of a taken row."""
-        leaving = self.movers.get(row.key)
-        if leaving:
-            return leaving[0]
-        return row.key if row.key in self.waiting else None
+        """Find the seat of the waiting row that carries the later changes of a taken row."""
+        for key in self.movers.get(row.key, ()):
+            if self.waiting[key].base == row.key:
+                return key
+        newer = self.waiting.get(row.key)
+        # A row that was inserted after this one was deleted takes its record over; one that moved here has its own.
+        follows = newer is not None and (newer.base == row.key or not newer.places or newer.places == (row.key,))
+        return row.key if follows else None
 
     def give_back(self, row: PendingRow) -> str:
         """Return a taken row that has to be sent (again); changes that came meanwhile fold over it.
 
-        Returns the key it waits under now.
+        Returns the seat that it has now.
         """
         key = self.newer_than(row)
         if key is None:
             # A copy: whoever took the row must see by identity that it is not in their hands any more.
-            self.put(row.copy())
-            return row.key
-        newer = self.take(key)
-        if key == row.key and newer.origins:
-            self._vacate(newer)
-        self.put(over(row, newer))
+            row = row.copy()
+            if row.key in self.waiting:  # the seat is another row's now, so this one has gone
+                row.deleted, row.image = True, b""
+            return self.put(row)
         self.coalesced += 1
-        return key
+        return self.put(over(row, self.take(key)))
 
-    def forget_origins(self, keys: list[str]) -> None:
-        """Let rows be written under the keys they have, as when they change keys in a circle.
-
-        A key that an uncertain one of them had on its way, and that no row has now, may hold its record: that is
-        deleted.
-        """
-        origins: dict[str, PendingRow] = {}
-        for key in keys:
-            row = self.take(key)
-            origins.update(dict.fromkeys(row.origins, row))
-            row.origins, row.whole = (), True
-            self.put(row)
-        self.disturbed.update(keys)
-        for key, row in origins.items():
-            if key not in keys:
-                self._surrender(replace(row, key=key, origins=()))
-
-    def _vacate(self, row: PendingRow) -> None:
-        """Let a row that was to move onto a key be written there instead, and delete the record it came from."""
-        left, row.origins, row.whole = row.origins, (), True
-        for origin in left:
-            self._surrender(replace(row, key=origin))
-
-    def _surrender(self, row: PendingRow) -> None:
-        """See to the record that may stand under ``row``'s key: the row that has the key takes it over, or it goes.
-
-        A row that takes a record over leaves behind the one that it would have taken along.
-        """
-        self.disturbed.add(row.key)
-        if row.key not in self.waiting:
-            row.deleted, row.image, row.fresh, row.whole = True, b"", False, False
-            self.put(row)
-            self.coalesced -= 1
-            return
-        successor = self.take(row.key)
-        left, successor.origins = successor.origins, ()
-        successor.whole = successor.uncertain = True
-        self.put(successor)
-        for origin in left:
-            self._surrender(replace(successor, key=origin))
+    def claimants(self, place: str) -> list[str]:
+        """Return the seats of the waiting rows whose record may stand under ``place``."""
+        sitting = self.waiting.get(place)
+        here = [place] if sitting is not None and place in sitting.places else []
+        return [*self.movers.get(place, ()), *here]
 
     def _write(self, event: Event) -> str:
         image = complete_from_old(event.change)
         row = self.waiting.get(event.key)
         if row is None:
-            self.put(_row(event, image))
-            return event.key
+            return self.put(self._new(event, image))
         self.size -= row.size
         if not row.deleted:
             image = fill_absent(image, event.change.relation, row.image, row.relation)
@@ -265,8 +250,11 @@ class Fold:
     def _delete(self, event: Event) -> str:
         row = self.waiting.get(event.key)
         if row is None:
-            self.put(_row(event, b""))
-            return event.key
+            return self.put(self._new(event, b""))
+        if row.origins:
+            self.take(event.key)
+            _advance(row, event, b"")
+            return self.put(row)
         self.size -= row.size
         _advance(row, event, b"")
         self.size += row.size
@@ -275,36 +263,38 @@ class Fold:
     def _move(self, event: Event) -> list[str]:
         old_key = event.old_key
         assert old_key is not None  # noqa: S101 — for the type checker; feed() looked
-        image = complete_from_old(event.change)
-        source = self.take(old_key) if old_key in self.waiting else None
-        if source is not None:
-            image = fill_absent(image, event.change.relation, source.image, source.relation)
-        target = self.waiting.get(event.key)
-        if target is not None:
-            return self._move_onto(event, image, source, target)
-        row = _row(event, image)
-        if source is not None:
+        row = self._new(event, complete_from_old(event.change))
+        if old_key in self.waiting:
+            source = self.take(old_key)
+            row.image = fill_absent(row.image, row.relation, source.image, source.relation)
             _inherit(row, source)
-        passed = source.origins if source is not None else ()
-        # A row that was inserted here, and was never sent, leaves no record behind: what stands there is another row's.
-        if source is None or source.uncertain or not (passed or source.fresh):
-            passed = (*passed, old_key)
-        row.origins = _without(row.key, passed)
-        row.left = {**(row.left or {}), old_key: event.position}
-        self.put(row)
-        return [row.key]
+        touched = []
+        if event.key in self.waiting:
+            # Its row is gone, or the key could not be another's.
+            target = self.take(event.key)
+            target.deleted, target.image = True, b""
+            self.put(row)
+            if target.places:
+                touched.append(self.put(target))
+        else:
+            self.put(row)
+        return [row.key, *touched]
 
-    def _move_onto(self, event: Event, image: bytes, source: PendingRow | None, target: PendingRow) -> list[str]:
-        self.size -= target.size
-        _advance(target, event, image)
-        target.whole = True
-        self.size += target.size
-        leaving = source or _row(event, b"")
-        leaving.key = event.old_key or leaving.key
-        leaving.deleted, leaving.image = True, b""
-        leaving.last, leaving.latest = event.position, event.time
-        self.put(leaving)
-        return [target.key, leaving.key]
+    def _new(self, event: Event, image: bytes) -> PendingRow:
+        place = event.old_key or event.key
+        # What another row left there is not this one's, which may have had no key before.
+        known = event.change.kind is not ChangeKind.INSERT and place not in self.movers
+        return PendingRow(
+            key=event.key,
+            relation=event.change.relation,
+            image=image,
+            deleted=event.change.kind is ChangeKind.DELETE,
+            base=place if known else None,
+            first=event.position,
+            last=event.position,
+            since=event.time,
+            latest=event.time,
+        )
 
 
 def over(older: PendingRow, newer: PendingRow) -> PendingRow:
@@ -313,27 +303,7 @@ def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
     _inherit(newer, older)
-    newer.origins = _without(newer.key, (*older.origins, older.key, *newer.origins))
     return newer
-
-
-def _without(key: str, origins: Iterable[str]) -> tuple[str, ...]:
-    return tuple(origin for origin in dict.fromkeys(origins) if origin != key)
-
-
-def _row(event: Event, image: bytes) -> PendingRow:
-    kind = event.change.kind
-    return PendingRow(
-        key=event.key,
-        relation=event.change.relation,
-        image=image,
-        deleted=kind is ChangeKind.DELETE,
-        fresh=kind is ChangeKind.INSERT,
-        first=event.position,
-        last=event.position,
-        since=event.time,
-        latest=event.time,
-    )
 
 
 def _advance(row: PendingRow, event: Event, image: bytes) -> None:
@@ -347,8 +317,7 @@ def _advance(row: PendingRow, event: Event, image: bytes) -> None:
 def _inherit(row: PendingRow, older: PendingRow) -> None:
     row.first = older.first
     row.since = older.since
-    row.fresh = older.fresh
+    row.base = older.base
+    row.tried = tuple(dict.fromkeys(place for place in (*older.tried, *row.tried) if place != row.base))
     row.uncertain = row.uncertain or older.uncertain
     row.whole = row.whole or older.whole
-    if older.left is not None:
-        row.left = {**older.left, **(row.left or {})}

@@ -27,7 +27,7 @@ from cdcsync.apply.base import Destination
 from cdcsync.apply.limiter import Limiter
 from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
-from cdcsync.coalesce import Event, PendingRow, over
+from cdcsync.coalesce import Event, PendingRow, over, shown
 from cdcsync.entries import Known, Reject, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError
 from cdcsync.jobs import JobRunner
@@ -102,6 +102,8 @@ class Lane:
         self.log = log.bind(crm=name)
         self._wake = asyncio.Event()
         self._active = 0
+        self._asking: set[str] = set()
+        """Mappings for which the CRM is being asked whose records are whose."""
         self._turn = 0
         self._failures = 0
         self._blocked_until = 0.0
@@ -284,6 +286,7 @@ class Lane:
         for step in range(len(self.routes)):
             route = self.routes[(self._turn + step) % len(self.routes)]
             self.spill.refill(route)
+            self._clear_up(tasks, route)
             while self._active < most:
                 rows = self._next_rows(route, now, delays)
                 if not rows:
@@ -432,6 +435,40 @@ class Lane:
 
     # --- looking up
 
+    def _clear_up(self, tasks: asyncio.TaskGroup, route: Route) -> None:
+        """Ask the CRM where it is not clear which row's record it holds under a key."""
+        if route.backlog.unclear and not route.paused and route.name not in self._asking:
+            self._asking.add(route.name)
+            tasks.create_task(self._resolve(route))
+
+    async def _resolve(self, route: Route) -> None:
+        backlog = route.backlog
+        try:
+            await self._readmit(route, backlog.unclear)
+            keys = backlog.in_doubt()
+            if not keys:
+                return
+            await self._announce(route, ())
+            found = await self.call(self.destination.find, route.target, sorted(keys))
+            self.recovered()
+            known = await self.known(route, keys)
+            for key, there in backlog.resolve(found, known, time.monotonic()).items():
+                self.books.ledger[route.name, key] = None if there is None else _relocated(*there)
+        except DestinationError as error:
+            self.failed(error)
+        finally:
+            backlog.forget_doubts()
+            self._asking.discard(route.name)
+        self.nudge()
+
+    async def _readmit(self, route: Route, keys: Iterable[str]) -> None:
+        """Let parked rows wait again under the keys given, folded with their later changes."""
+        for reject in await self.rejects(route, [key for key in keys if key in route.backlog.parked]):
+            key = reject.row.key
+            if key in route.backlog.parked and not route.backlog.in_the_air(key):
+                self._unlist(route, reject)
+                route.backlog.readmit(reject.row, time.monotonic())
+
     async def known(self, route: Route, keys: Iterable[str]) -> dict[str, Known]:
         """Look records up in the ledger, as it will be after the next tick."""
         wanted = set(keys)
@@ -456,20 +493,16 @@ class Lane:
     async def _absorb_parked(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
         """Fold rows over the rejected states of themselves, which they supersede."""
         backlog = route.backlog
-        keys = [key for key in asks_for(rows) if key in backlog.parked]
+        keys = [key for row in rows for key in {row.key, row.base or row.key} if key in backlog.parked]
         if not keys:
             return rows
         parked = {reject.row.key: reject for reject in await self.rejects(route, keys)}
         for row in rows:
-            for key in row.keys:
-                if key not in parked or key not in backlog.parked:
-                    continue
-                old = parked[key].row
-                backlog.unpark(old, time.monotonic())
+            for key in {row.key, row.base or row.key} & parked.keys() & backlog.parked:
+                backlog.unpark(parked[key].row, time.monotonic())
                 self._unlist(route, parked[key])
                 self.books.counters["coalesced"] += 1
-                if key != row.key or not row.origins:
-                    backlog.refit(row, partial(over, old), time.monotonic())
+                backlog.refit(row, partial(over, parked[key].row), time.monotonic())
         return rows
 
     def _unlist(self, route: Route, reject: Reject) -> None:
@@ -483,6 +516,8 @@ class Lane:
         fresh = [self.books.rejects[route.name, key] for key in keys if (route.name, key) in self.books.rejects]
         asked = [key for key in keys if (route.name, key) not in self.books.rejects]
         stored = await self.around.on_file(lambda state: list(state.rejects(route.name, asked))) if asked else []
+        for reject in stored:
+            reject.row.doubt()  # before a crash it may have been sent once more
         return [reject for reject in [*fresh, *stored] if reject is not None]
 
     def _sent_links(self, route: Route, rows: list[PendingRow]) -> dict[tuple[str, str], frozenset[str]]:
@@ -607,7 +642,8 @@ class Lane:
                 self._applied(route, draft, outcome)
             elif isinstance(outcome, Rejected):
                 # Associations are requests of their own: the record may have been written, and only they refused.
-                draft.row.uncertain = draft.row.uncertain or bool(draft.record.links)
+                if draft.record.links:
+                    draft.row.doubt()
                 self._park(route, draft.row, outcome)
             elif isinstance(outcome, Retry):
                 self._again(route, draft.row, outcome)
@@ -616,8 +652,9 @@ class Lane:
 
     def _applied(self, route: Route, draft: Draft, outcome: Applied) -> None:
         row, books = draft.row, self.books
+        for key in (row.key, *row.places):
+            books.ledger[route.name, key] = None
         if draft.op is Op.DELETE:
-            books.ledger[route.name, row.key] = None
             books.counters["deleted"] += 1
         else:
             crm_id = outcome.crm_id or draft.record.crm_id
@@ -625,8 +662,6 @@ class Lane:
                 crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, time.time()
             )
             books.counters["created"] += outcome.created
-        for origin in row.origins:
-            books.ledger[route.name, origin] = None
         for key in row.keys:
             books.links_settled(route.name, key)
         books.counters["applied"] += 1
@@ -635,7 +670,8 @@ class Lane:
 
     def _suppress(self, route: Route, row: PendingRow) -> None:
         if row.deleted and row.uncertain:
-            self.books.ledger[route.name, row.key] = None
+            for place in row.places:
+                self.books.ledger[route.name, place] = None
         self.books.counters["suppressed"] += 1
         self._settled(route, row)
 
@@ -646,7 +682,7 @@ class Lane:
     def _wake_children(self, route: Route, row: PendingRow) -> None:
         self._wake_waiters(route, row)
         orphans: set[tuple[str, str]] = set()
-        for key in row.keys:
+        for key in {shown(row.key), *row.keys}:
             orphans |= self._orphans.pop((route.name, key), set())
         if orphans:
             self.jobs.spawn(self._adopt_orphans(orphans))
@@ -664,7 +700,7 @@ class Lane:
         self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
 
     def _wake_waiters(self, route: Route, row: PendingRow) -> None:
-        for key in row.keys:
+        for key in {shown(row.key), *row.keys}:
             for name, child in self._waiters.pop((route.name, key), ()):
                 self._by_name[name].backlog.wake(child, time.monotonic())
 
@@ -676,7 +712,7 @@ class Lane:
 
     def _again(self, route: Route, row: PendingRow, reason: Retry) -> None:
         self.books.counters["retries"] += 1
-        row.uncertain = True  # a CRM may have written a record about which its answer says nothing
+        row.doubt()  # a CRM may have written a record about which its answer says nothing
         key = route.backlog.give_back(row, time.monotonic(), hold=f"{reason.code}: will be sent again")
         delay = ROW_RETRY * random.uniform(0.5, 1.5)  # noqa: S311 — spreads retries
         asyncio.get_running_loop().call_later(delay, self._retry_row, route, key)
@@ -688,10 +724,11 @@ class Lane:
     def _missing(self, route: Route, row: PendingRow, outcome: Missing) -> None:
         """Write under the new key what was to update a record that is gone."""
         self.log.warning("record gone", map=route.name, message=outcome.message)
-        for origin in row.origins:
-            self.books.ledger[route.name, origin] = None
-            self._pass_waiters(route, origin, row.key)
-        route.backlog.refit(row, _without_origins, time.monotonic())
+        for place in row.places:
+            self.books.ledger[route.name, place] = None
+            if place != row.key:
+                self._pass_waiters(route, place, row.key)
+        route.backlog.refit(row, _without_record, time.monotonic())
         route.backlog.give_back(row, time.monotonic())
 
     def _drop_deletes(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
@@ -709,7 +746,8 @@ class Lane:
         for row in rows:
             flight = route.backlog.in_flight.get(row.key)
             if flight is not None and flight.row is row and flight.job == job:
-                row.uncertain = row.uncertain or uncertain
+                if uncertain:
+                    row.doubt()
                 self.books.counters["retries"] += 1
                 route.backlog.give_back(row, now)
                 self._wake_children(route, row)
@@ -765,9 +803,16 @@ def _link_parents(routes: Sequence[Route]) -> None:
                 other.children.append(route)
 
 
-def _without_origins(row: PendingRow) -> PendingRow:
-    row.origins = ()
+def _without_record(row: PendingRow) -> PendingRow:
+    row.lies_at(None)
     return row
+
+
+def _relocated(crm_id: str, known: Known | None) -> Known:
+    """Return the ledger's entry of a record that has another key than the ledger said; its values are not known."""
+    if known is None:
+        return Known(crm_id, (), b"", {}, START, time.time())
+    return Known(crm_id, (), b"", known.links, known.position, time.time())
 
 
 def _tally(outcomes: Sequence[Outcome]) -> dict[str, int]:

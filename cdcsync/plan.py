@@ -2,19 +2,17 @@
 
 The ledger's word counts only for rows that are not ``uncertain``. Who asks what:
 
-* A delete of a row that the ledger does not know: nothing to do if the row was fresh, else the CRM is asked.
-* A key change (``origins``) updates the record that the ledger knows under the old key; where it knows none, or an
-  earlier attempt may have arrived, the CRM is asked under which key it holds the record. The last key that it had is
-  the one that counts: an earlier one may hold another row by now.
+* A delete of a row that the ledger does not know: nothing to do if the CRM has never seen it, else the CRM is asked.
+* A key change updates the record that the ledger knows under the row's ``base``; where it knows none, or an earlier
+  attempt may have arrived, the CRM is asked under which key it holds the record.
 * A write that changes no field and no link is suppressed. Otherwise all fields that the row carries go out.
 * A record cannot be created, nor given to another row, from a row with columns missing: such a row is rejected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Known
@@ -22,8 +20,6 @@ from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import Link, Op, Record, Rejected, Relation
-
-T = TypeVar("T")
 
 HASH_BYTES = 8
 _NOT_SENT = bytes(HASH_BYTES)
@@ -120,7 +116,7 @@ def redraft(
     """Draft again what a bulk job carries, as it was when the job was planned; rows that cannot be are left out."""
     drafts = []
     for row in rows:
-        entry = _first(known, (*row.origins, row.key))
+        entry = _entry(row, known)
         crm_id = entry.crm_id if entry is not None else None
         if op is Op.DELETE and crm_id is not None:
             drafts.append(Draft(row, op, Record(row.key, crm_id=crm_id)))
@@ -132,11 +128,11 @@ def redraft(
 
 
 def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
-    known = _first(facts.known, (*row.origins, row.key))
+    known = _entry(row, facts.known)
     crm_id = known.crm_id if known is not None else None
     if facts.asked:
-        crm_id = _first(facts.found, (row.key, *reversed(row.origins)))
-    elif row.uncertain or (crm_id is None and not row.fresh):
+        crm_id = _found(row.places, crm_id, facts)
+    elif row.uncertain or (crm_id is None and row.places):
         plan.ask.append(row)
         return
     if crm_id is None:
@@ -146,36 +142,45 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
 
 
 def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[str, ...], plan: Plan) -> None:
-    moved = _first(facts.known, row.origins)
-    if row.origins and not facts.asked and (row.uncertain or (moved is None and not row.fresh)):
+    known = _entry(row, facts.known)
+    moved = bool(row.origins)
+    if moved and not facts.asked and (row.uncertain or known is None):
         plan.ask.append(row)
         return
-    known = moved or facts.known.get(row.key)
-    op, crm_id = _operation(row, moved, known, facts)
-    if mapped.absent and (row.whole or (known is None and crm_id is None)):
+    op, crm_id = _operation(row, known, facts)
+    missing = crm_id is None and (facts.asked or known is None)
+    if mapped.absent and (row.whole or missing):
         plan.rejected.append((row, _incomplete(mapped)))
         return
     hashes = _hashes(mapped, fields, known)
     links, changes = _links(row, mapped, known, facts)
     same = known is not None and known.fields == fields and known.hashes == hashes and not changes
-    if same and moved is None and not row.uncertain and not row.whole:
+    if same and not moved and not row.uncertain and not row.whole:
         plan.nothing.append(row)
         return
     record = Record(row.key, mapped.fields, crm_id, changes)
     plan.drafts.append(Draft(row, op, record, fields, hashes, links))
 
 
-def _operation(row: PendingRow, moved: Known | None, known: Known | None, facts: Facts) -> tuple[Op, str | None]:
-    if row.origins and row.key not in facts.found:
-        known_id = moved.crm_id if moved is not None else None
-        crm_id = _first(facts.found, reversed(row.origins)) if facts.asked else known_id
-        if crm_id is not None:
-            return Op.UPDATE, crm_id
-    return Op.UPSERT, known.crm_id if known is not None else None
+def _operation(row: PendingRow, known: Known | None, facts: Facts) -> tuple[Op, str | None]:
+    known_id = known.crm_id if known is not None else None
+    if not row.origins:
+        return Op.UPSERT, known_id
+    crm_id = _found((*row.origins, row.key), known_id, facts) if facts.asked else known_id
+    if crm_id is None or crm_id == facts.found.get(row.key):
+        return Op.UPSERT, crm_id
+    return Op.UPDATE, crm_id
 
 
-def _first(entries: Mapping[str, T], keys: Iterable[str]) -> T | None:
-    return next((entries[key] for key in keys if key in entries), None)
+def _entry(row: PendingRow, known: Mapping[str, Known]) -> Known | None:
+    """Return what the ledger knows of a row's record. One that was inserted may have been written before we knew."""
+    return known.get(row.key if row.base is None else row.base)
+
+
+def _found(places: Sequence[str], known_id: str | None, facts: Facts) -> str | None:
+    """Return the id of a row's record: that of the ledger, if it was found, else what was found in the last place."""
+    ids = [facts.found[place] for place in places if place in facts.found]
+    return known_id if known_id in ids else ids[-1] if ids else None
 
 
 def _incomplete(mapped: Mapped) -> Rejected:

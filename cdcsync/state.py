@@ -26,7 +26,7 @@ from cdcsync.state_file import StateFile
 
 T = TypeVar("T")
 
-_DELETED, _FRESH, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
+_DELETED, _INSERTED, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
 _ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
 _COPY = (
     "id, mapping, reason, requested, condition, keys, sweep, asker, started, cursor, rows, estimate, read, "
@@ -582,27 +582,30 @@ class State:
     def _pack(self, row: PendingRow) -> tuple[Any, ...]:
         flags = (
             (_DELETED if row.deleted else 0)
-            | (_FRESH if row.fresh else 0)
+            | (_INSERTED if row.base is None else 0)
             | (_UNCERTAIN if row.uncertain else 0)
             | (_WHOLE if row.whole else 0)
         )
         relation = self._relation_id(row.relation)
-        origins = json.dumps(row.origins) if row.origins else None
+        # The base comes first where there is one; most rows have no other place than that, and it is their key.
+        origins = json.dumps(row.places) if row.tried or row.base not in {None, row.key} else None
         return (relation, row.image, flags, origins, *row.first, *row.last, row.since, row.latest)
 
     def _unpack(self, row: Sequence[Any]) -> PendingRow:
         key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest = row
+        inserted = bool(flags & _INSERTED)
+        places = tuple(json.loads(origins)) if origins else () if inserted else (key,)
         return PendingRow(
             key=key,
             relation=self._relation(relation),
             image=image,
             deleted=bool(flags & _DELETED),
-            fresh=bool(flags & _FRESH),
+            base=None if inserted else places[0],
             first=Position(first_lsn, first_ordinal),
             last=Position(last_lsn, last_ordinal),
             since=since,
             latest=latest,
-            origins=tuple(json.loads(origins)) if origins else (),
+            tried=places if inserted else places[1:],
             uncertain=bool(flags & _UNCERTAIN),
             whole=bool(flags & _WHOLE),
         )

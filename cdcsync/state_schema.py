@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -60,6 +60,11 @@ INSERT INTO copy (mapping, reason, requested, sweep, asker, started, cursor, row
 DELETE FROM meta WHERE key IN (SELECT 'sweep:' || mapping FROM copy);
 UPDATE meta SET value = 'changes went unseen' WHERE key LIKE 'sweep:%';
 DROP TABLE backfill
+""",
+    # Of a row that changed its key the file did not say which keys were tried: the CRM is asked.
+    2: """
+UPDATE journal SET flags = flags | 4 WHERE origins IS NOT NULL;
+UPDATE reject SET flags = flags | 4 WHERE origins IS NOT NULL
 """,
 }
 """Schema version → the statements that lead to the next one."""

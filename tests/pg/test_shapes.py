@@ -38,7 +38,7 @@ def net(changes: Sequence[Change]) -> dict[str, tuple[str, tuple[str, ...]]]:
         assert key is not None
         fold.feed(Event(change, key, old, Position(1, number), 0.0))
     return {
-        key: ("delete" if row.deleted else "create" if row.fresh else "write", row.origins)
+        key: ("delete" if row.deleted else "create" if row.base is None else "write", row.origins)
         for key, row in fold.waiting.items()
     }
 

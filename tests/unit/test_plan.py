@@ -14,7 +14,7 @@ from cdcsync.model import START, Column, Link, Op, Relation
 from cdcsync.plan import Facts, decide
 
 RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
-ROW = PendingRow("k", RELATION, b"", deleted=False, fresh=False, first=START, last=START, since=0.0, latest=0.0)
+ROW = PendingRow("k", RELATION, b"", deleted=False, base="k", first=START, last=START, since=0.0, latest=0.0)
 MAPPED = Mapped("k", {"A": "x"}, (), (), ())
 SAME = Known("7", ("A",), field_hash("x"), {}, START, 0.0)
 
@@ -30,7 +30,7 @@ def test_a_write_that_changes_nothing_is_suppressed() -> None:
 
 def test_a_key_change_of_an_unknown_record_asks_the_crm() -> None:
     """A copied row whose settling was lost is held by the CRM under its old key: no second record is made for it."""
-    moved = replace(ROW, origins=("old",))
+    moved = replace(ROW, base="old")
     assert decide([moved], {"k": MAPPED}, Facts({}), ("A",)).ask == [moved]
     (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "9"}, asked=True), ("A",)).drafts
     assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "9")
@@ -40,24 +40,34 @@ def test_a_key_change_of_an_unknown_record_asks_the_crm() -> None:
 
 def test_a_fresh_row_that_changed_its_key_is_not_asked_for() -> None:
     """Inserted and renamed before anything was sent: the CRM cannot have it."""
-    (draft,) = decide([replace(ROW, origins=("old",), fresh=True)], {"k": MAPPED}, Facts({}), ("A",)).drafts
+    (draft,) = decide([replace(ROW, base=None)], {"k": MAPPED}, Facts({}), ("A",)).drafts
     assert draft.op is Op.UPSERT
 
 
-def test_the_last_key_counts_when_the_crm_is_asked() -> None:
-    """An earlier key may hold another row by now."""
-    row = replace(ROW, origins=("first", "second"), uncertain=True)
+def test_the_record_that_the_ledger_knows_counts_when_the_crm_is_asked() -> None:
+    """It is found by its id, under whichever key; the one under another key is another record, and stays."""
+    row = replace(ROW, base="first", tried=("second",), uncertain=True)
+    facts = Facts({"first": SAME}, {"first": "7", "k": "2"}, asked=True)
+    (draft,) = decide([row], {"k": MAPPED}, facts, ("A",)).drafts
+    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "7")
     facts = Facts({}, {"first": "1", "second": "2"}, asked=True)
     (draft,) = decide([row], {"k": MAPPED}, facts, ("A",)).drafts
-    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "2")
+    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "2"), "the last key that was tried"
 
 
-@pytest.mark.parametrize(
-    ("fresh", "uncertain", "asks"), [(True, False, False), (False, False, True), (True, True, True)]
-)
-def test_a_delete_of_an_unknown_record(*, fresh: bool, uncertain: bool, asks: bool) -> None:
+def test_a_delete_is_of_the_row_s_own_record() -> None:
+    """A record under the key that the row had last, which the row never had in the CRM, is not touched."""
+    row = replace(ROW, key="k", deleted=True, base="old", uncertain=True)
+    plan = decide([row], {}, Facts({}, {"k": "9"}, asked=True), ("A",))
+    assert plan.nothing == [row]
+    (draft,) = decide([row], {}, Facts({}, {"k": "9", "old": "7"}, asked=True), ("A",)).drafts
+    assert draft.record.crm_id == "7"
+
+
+@pytest.mark.parametrize(("base", "uncertain", "asks"), [(None, False, False), ("k", False, True), (None, True, True)])
+def test_a_delete_of_an_unknown_record(*, base: str | None, uncertain: bool, asks: bool) -> None:
     """Nothing is sent for a row that came and went unseen; any other unknown one is looked up first."""
-    row = replace(ROW, deleted=True, fresh=fresh, uncertain=uncertain)
+    row = replace(ROW, deleted=True, base=base, uncertain=uncertain)
     plan = decide([row], {}, Facts({}), ("A",))
     assert (plan.ask, plan.nothing) == (([row], []) if asks else ([], [row]))
     assert decide([row], {}, Facts({}, {}, asked=True), ("A",)).nothing == [row]
@@ -68,6 +78,10 @@ def test_no_record_is_made_from_part_of_a_row() -> None:
     part = MAPPED._replace(fields={}, absent=("A",))
     ((_, rejected),) = decide([ROW], {"k": part}, Facts({}), ("A",)).rejected
     assert (rejected.code, rejected.field) == ("incomplete-row", "A")
+    moved = replace(ROW, base="old", uncertain=True)
+    gone = Facts({"old": SAME}, {}, asked=True)
+    ((_, rejected),) = decide([moved], {"k": part}, gone, ("A",)).rejected
+    assert rejected.code == "incomplete-row", "the ledger knows a record that is not there any more"
     known = Facts({"k": SAME})
     assert decide([ROW], {"k": part}, known, ("A",)).nothing == [ROW]
     ((_, rejected),) = decide([replace(ROW, whole=True)], {"k": part}, known, ("A",)).rejected

@@ -27,7 +27,7 @@ def row(key: str, **changes: object) -> PendingRow:
         "relation": RELATION,
         "image": b"\x00\x02",
         "deleted": False,
-        "fresh": True,
+        "base": None,
         "first": Position(5, 1),
         "last": Position(6, 2),
         "since": 1.5,
@@ -39,8 +39,8 @@ def row(key: str, **changes: object) -> PendingRow:
 
 def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     """Journal, ledger, rejects, jobs, counters, copies and checkpoint survive a restart unchanged."""
-    waiting = row("k", origins=("old", "older"), uncertain=True, whole=True)
-    flying, parked = row("k", deleted=True, image=b""), row("bad")
+    waiting = row("k", base="old", tried=("older", "k"), uncertain=True, whole=True)
+    flying, parked = row("k", deleted=True, image=b"", base="k"), row("bad", tried=("bad",), uncertain=True)
     known = Known("003", ("A", "B"), b"x" * 16, {"companies:c": "9"}, Position(4, 4), 10.0)
     job = Job(3, "m", Op.UPSERT, JobState.CREATED, "750", 11.0, 2, "abc")
     state = State.open(tmp_path / "state.db")
@@ -191,15 +191,35 @@ CREATE TABLE mapping (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
 CREATE TABLE backfill (mapping INTEGER PRIMARY KEY, cursor TEXT, rows INTEGER NOT NULL, estimate INTEGER NOT NULL,
   done INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE relation (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE journal (
+  mapping INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL,
+  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
+  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
+  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
+  PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
+CREATE TABLE reject (
+  mapping INTEGER NOT NULL, key TEXT NOT NULL,
+  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
+  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
+  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
+  code TEXT NOT NULL, field TEXT, message TEXT NOT NULL, at REAL NOT NULL,
+  PRIMARY KEY (mapping, key)) WITHOUT ROWID;
+INSERT INTO relation VALUES (1, '[7, "public", "t", "d", [["id", 23, -1, true], ["a", 25, -1, false]]]');
+INSERT INTO journal VALUES (1, 'k', 0, 1, X'0002', 0, '["old", "on its way"]', 5, 1, 6, 2, 1.5, 2.5),
+  (1, 'plain', 0, 1, X'0002', 0, NULL, 5, 1, 6, 2, 1.5, 2.5);
 INSERT INTO meta VALUES ('schema_version', '1'), ('durable_lsn', '70'), ('sweep:lost', '1'), ('sweep:away', '1');
 INSERT INTO mapping VALUES (1, 'done'), (2, 'half'), (3, 'lost'), (4, 'away');
 INSERT INTO backfill VALUES (1, '["20"]', 20, 20, 1), (2, '["9"]', 9, 20, 0), (3, '["9"]', 9, 20, 1);
 """
-"""What a file of schema 1 holds of copies."""
+"""A file of schema 1, without the tables that are as they were."""
 
 
 def test_a_file_of_schema_1_is_migrated(tmp_path: Path) -> None:
-    """Done copies stay done, others go on at their cursors, but those that have to sweep: what they met is lost."""
+    """Done copies stay done, others go on at their cursors, but those that have to sweep: what they met is lost.
+
+    Of a row that changed its key it was not known under which keys it was sent: it is to be looked up.
+    """
     path = tmp_path / "state.db"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(VERSION_1)
@@ -215,6 +235,10 @@ def test_a_file_of_schema_1_is_migrated(tmp_path: Path) -> None:
     for mapping in ("done", "half", "lost", "away"):
         state.want_copy(mapping, 1.0)
     assert [(copy.mapping, copy.sweep) for copy in state.copies()] == [("half", False), ("lost", True), ("away", True)]
+    assert [pending for _, pending in state.journal("done")] == [
+        row("k", base="old", tried=("on its way",), uncertain=True),
+        row("plain", base="plain"),
+    ]
     state.close()
     State.read(path).close()
 

@@ -29,7 +29,7 @@ IDENTITY = Identity("1", "db", "s", 5)
 
 def row(key: str, number: int = 1) -> PendingRow:
     """Make a pending row."""
-    return PendingRow(key, RELATION, b"\x00\x02", False, True, Position(5, number), Position(6, number), 1.5, 2.5)
+    return PendingRow(key, RELATION, b"\x00\x02", False, None, Position(5, number), Position(6, number), 1.5, 2.5)
 
 
 def rows(number: int) -> list[tuple[str, str, int, PendingRow | None]]:
