@@ -26,8 +26,9 @@ from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
-from cdcsync.wal.catalog import load_types
+from cdcsync.wal.catalog import load_types, server_version
 from cdcsync.wal.connect import Connection, connect_again
+from cdcsync.wal.coverage import row_filters
 from cdcsync.wal.owner import claim, refuse_anothers
 from cdcsync.wal.publication import ensure_publication, take_out
 from cdcsync.wal.sight import TableSight, fingerprint, look
@@ -139,7 +140,8 @@ async def _publish(connection: Connection, settings: PostgresConfig, found: Sequ
     if create:
         await refuse_anothers(connection, name, settings.slot)
     if maps:
-        made = await ensure_publication(connection, name, tables_read(maps), columns_read(maps), create=create)
+        tables = row_filters(server_version(connection), tables_read(maps))
+        made = await ensure_publication(connection, name, tables, columns_read(maps), create=create)
         if create and made.own_list:
             await claim(connection, name, settings.slot)
     elif create:

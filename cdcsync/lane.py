@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,15 +29,23 @@ from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
 from cdcsync.coalesce import Event, PendingRow, over, shown
 from cdcsync.entries import Known, Reject, Tick
-from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, RateLimitedError
+from cdcsync.errors import (
+    BatchRejectedError,
+    DestinationError,
+    FatalError,
+    RateLimitedError,
+    SourceUnavailableError,
+    TransientError,
+)
 from cdcsync.jobs import JobRunner
 from cdcsync.mappers.compile import Mapped
-from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position, Rejected, Retry
+from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position, Rejected, Relation, Retry
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
 from cdcsync.route import Route
 from cdcsync.spill import Spill
 from cdcsync.state import State
 from cdcsync.status import LaneState
+from cdcsync.wal.row_filter import RowFilter
 
 T = TypeVar("T")
 
@@ -246,6 +254,9 @@ class Lane:
                 delay = self._dispatch(tasks)
                 await self._sleep(delay)
             self.jobs.stop()
+        for route in self.routes:
+            if route.row_filter is not None:
+                await route.row_filter.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
@@ -373,6 +384,8 @@ class Lane:
 
     async def _plan(self, route: Route, rows: list[PendingRow]) -> list[tuple[Op, list[Draft]]]:
         rows = await self._absorb_parked(route, rows)
+        if route.row_filter is not None:
+            rows = await self._leave_out(route, route.row_filter, rows)
         mapped, unmapped = await self.aside(rows, map_rows, route.mapper, rows)
         for row, rejected in unmapped:
             self._park(route, row, rejected)
@@ -399,6 +412,36 @@ class Lane:
             self._suppress(route, row)
         groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
         return [(op, drafts) for op, drafts in groups if drafts]
+
+    async def _leave_out(self, route: Route, row_filter: RowFilter, rows: list[PendingRow]) -> list[PendingRow]:
+        """Let rows that do not meet the mapping's ``where`` be deletes, as a publication's row filter would.
+
+        What the CRM never had needs no delete; rows about which nothing can be said are parked.
+        """
+        images: defaultdict[Relation, dict[str, bytes]] = defaultdict(dict)
+        for row in rows:
+            if not row.deleted:
+                images[row.relation][row.key] = row.image
+        verdicts: dict[str, bool | Rejected] = {}
+        try:
+            for relation, those in images.items():
+                verdicts |= await row_filter.judge(relation, those)
+        except SourceUnavailableError as error:
+            raise TransientError(error.message, hint=error.hint) from error
+        known = await self.known(route, asks_for(rows))
+        staying = []
+        for row in rows:
+            verdict = verdicts.get(row.key, True)
+            if isinstance(verdict, Rejected):
+                self._park(route, row, verdict)
+            elif verdict:
+                staying.append(row)
+            elif row.uncertain or known.keys() & row.keys:
+                route.backlog.refit(row, _gone, time.monotonic())
+                staying.append(row)
+            else:
+                self._suppress(route, row)
+        return staying
 
     async def _send(self, route: Route, op: Op, drafts: list[Draft]) -> None:
         limits = self.destination.limits
@@ -805,6 +848,11 @@ def _link_parents(routes: Sequence[Route]) -> None:
 
 def _without_record(row: PendingRow) -> PendingRow:
     row.lies_at(None)
+    return row
+
+
+def _gone(row: PendingRow) -> PendingRow:
+    row.deleted, row.image = True, b""
     return row
 
 

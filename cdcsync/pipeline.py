@@ -115,6 +115,8 @@ class Pipeline:
     """Whether the reader is paused: until what is unwritten is written, or until there is room."""
     _tick_due: asyncio.Event = field(default_factory=asyncio.Event)
     _file_size: int = 0
+    _file_rest: int = field(init=False)
+    """What the state file takes beside the rows that wait, above all the ledger; as of when none did."""
     _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
     """Comparisons that are not written down yet: mapping, reason, Unix time."""
     _requested: int = 0
@@ -139,6 +141,7 @@ class Pipeline:
         # A slot that is new has no last change; all that ended before its start counts as fed.
         self.position = max(checkpoint.position, Position(checkpoint.durable_lsn, 0))
         self.received_lsn = self.durable_lsn = checkpoint.durable_lsn
+        self._file_rest = max(0, self.state.size() - self.state.journal_size())
         self._jobs = max((job.id for job in self.state.jobs()), default=0)
         self.copies = Copies(self, self.log)
 
@@ -304,11 +307,12 @@ class Pipeline:
                 waiter[1].set_result(None)
 
     def _watch_budgets(self) -> None:
-        """Leave the stream unread while pending rows take more memory, or the state file more disk, than they may.
+        """Leave the stream unread while pending rows take more memory, or more of the state file, than they may.
 
         As well while much is unwritten: the tick that makes room for more comes at once.
         """
-        share = max(sum(lane.size for lane in self.lanes) / self.max_memory, self._file_size / self.max_journal)
+        disk = self._file_size - self._file_rest
+        share = max(sum(lane.size for lane in self.lanes) / self.max_memory, disk / self.max_journal)
         # A lane that has yet to catch up sends nothing, and can only do so by reading.
         if not self._full and share > 1 and all(lane.caught_up for lane in self.lanes):
             self._full = True
@@ -404,6 +408,8 @@ class Pipeline:
             self.copies.take_up(self.lanes, await self.on_file(State.copies))
             self._taken_up = requested
             self._file_size = await self.on_file(State.size)
+            if not any(lane.pending for lane in self.lanes):
+                self._file_rest = self._file_size
             self._check_balance()
             self._watch_budgets()
 

@@ -13,6 +13,7 @@ from cdcsync.entries import DriftMark, Seen
 from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
+from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
 
 
@@ -43,6 +44,8 @@ class Route:
     """Keys of deletes that wait for rows of the children."""
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     """Parked rows by code and field."""
+    row_filter: RowFilter | None = None
+    """The mapping's ``where``, if it is not the publication's row filter."""
     jobs: int = 0
     applied: int = 0
     _mappers: dict[Relation, RowMapper] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
-from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig
+from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, PostgresConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceError, SourceUnavailableError, StateError
@@ -38,6 +38,7 @@ from cdcsync.standby import stand_by
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
 from cdcsync.wal.connect import Connection, connect, connect_again
+from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.snapshot import Backfill
 from cdcsync.wal.source import Source
 
@@ -272,10 +273,13 @@ async def prepare(
         found = await survey(connection, config, state, types)
         await publish(connection, postgres, found)
         for one in found:
+            _filter_here(connection, postgres, one.route)
             if one.drift is None and one.sight.relation is not None:
                 place = one.sight.relation.namespace, one.sight.relation.name, postgres.publication
                 for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
                     one.route.check(shape)
+                if one.route.row_filter is not None:
+                    await one.route.row_filter.check(one.sight.relation)
                 await _check_key(connection, one.route.config, one.sight.relation)
     return bound or await _first_start(config, state, info, system, log), found
 
@@ -289,6 +293,13 @@ async def _check_key(connection: Connection, one: MapConfig, relation: Relation)
             hint="make its constraint NOT DEFERRABLE, add a unique index (CREATE UNIQUE INDEX CONCURRENTLY), or map"
             " another key",
         )
+
+
+def _filter_here(connection: Connection, postgres: PostgresConfig, route: Route) -> None:
+    """Let a mapping's ``where`` be applied here on a server without row filters."""
+    condition = route.config.where
+    if condition is not None and catalog.server_version(connection) < catalog.VERSION_15:
+        route.row_filter = RowFilter(postgres, route.config.table, condition)
 
 
 def _bound(config: Config, state: State, system: slot.System) -> slot.SlotIdentity | None:

@@ -33,6 +33,8 @@ _COPY = (
     "finished, error"
 )
 _WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
+_ROW_BYTES = 80
+"""What a row of the journal takes beside its key and image."""
 _CHUNK = 500
 """Entries that one statement, or one run of it, is given."""
 
@@ -526,6 +528,12 @@ class State:
             self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count", "freelist_count")
         )
         return int(page * (pages - free))
+
+    def journal_size(self) -> int:
+        """Return the bytes that the rows in the journal take, roughly; it looks at each."""
+        query = "SELECT count(*), coalesce(sum(length(key) + length(image)), 0) FROM journal"
+        number, content = self._db.execute(query).fetchone()
+        return int(number * _ROW_BYTES + content)
 
     def counters(self, lane: str) -> dict[str, int]:
         """Return a lane's counters as of the last tick."""

@@ -19,7 +19,7 @@ from cdcsync.config import Config
 from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.wal.catalog import VERSION_15, rows, server_version
 from cdcsync.wal.connect import Connection
-from cdcsync.wal.coverage import gaps, needs_generated
+from cdcsync.wal.coverage import gaps, needs_generated, row_filters
 from cdcsync.wal.identity import Unfit, identity_problems
 from cdcsync.wal.published import Tables, creation, load_publication, quoted
 
@@ -63,7 +63,8 @@ def from_config(config: Config) -> Surroundings:
 
 async def from_server(connection: Connection, config: Config) -> Surroundings:
     """Ask the server. A superuser is no role for a daemon: then the script makes one of its own."""
-    tables, columns = tables_read(config.maps), columns_read(config.maps)
+    columns = columns_read(config.maps)
+    tables = row_filters(server_version(connection), tables_read(config.maps))
     ((superuser,),) = await rows(connection, _ROLE)
     ((level,),) = await rows(connection, "SELECT current_setting('wal_level')")
     found = await rows(connection, _TABLES, [list(tables)])
@@ -165,7 +166,8 @@ def _harmless(problem: Unfit) -> bool:
 
 
 def _publication(config: Config, at: Surroundings) -> Iterator[str]:
-    tables, name = tables_read(config.maps), config.postgres.publication
+    name = config.postgres.publication
+    tables = row_filters(at.version or VERSION_15, tables_read(config.maps))
     yield "-- 5. The publication"
     if at.exists:
         yield from at.publication or ["-- It is there, and sends what is needed."]
@@ -181,9 +183,9 @@ def _publication(config: Config, at: Surroundings) -> Iterator[str]:
 def _creation(name: str, tables: Tables, at: Surroundings) -> Iterator[str]:
     filtered = [table for table, condition in tables.items() if condition]
     if filtered:
-        yield f"-- The columns in the condition on {', '.join(filtered)} have to be in its replica identity" + (
-            "." if at.version >= VERSION_15 else ", and it takes PostgreSQL 15."
-        )
+        yield f"-- The columns in the condition on {', '.join(filtered)} have to be in its replica identity."
+        if not at.version:
+            yield "-- Before PostgreSQL 15 leave the condition out here: cdcsync applies it."
     yield "DO $cdcsync$ BEGIN"
     yield f"  IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = {sql.Literal(name).as_string()}) THEN"
     yield f"    {creation(None, name, tables, None, generated=at.generated)};"

@@ -19,7 +19,7 @@ from cdcsync.errors import CdcsyncError, SourceError
 from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.wal.catalog import rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.coverage import gaps, needs_generated
+from cdcsync.wal.coverage import gaps, needs_generated, row_filters
 from cdcsync.wal.published import creation, load_publication
 from cdcsync.wal.slot import SlotInfo, check_wal_level, identify_system, show_slot
 from cdcsync.wal.verify import verify_slot
@@ -137,7 +137,8 @@ async def _replication(connection: Connection, postgres: PostgresConfig, provide
 
 
 async def _publication(connection: Connection, config: Config) -> Finding:
-    postgres, tables, columns = config.postgres, tables_read(config.maps), columns_read(config.maps)
+    postgres, columns = config.postgres, columns_read(config.maps)
+    tables = row_filters(server_version(connection), tables_read(config.maps))
     subject = f"publication {postgres.publication}"
     found = await load_publication(connection, postgres.publication)
     lacks = await gaps(connection, found, tables, columns) if found is not None else []

@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from psycopg import sql
 
 from cdcsync.apply.base import Finding
-from cdcsync.config import Config, MapConfig
+from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.errors import CdcsyncError
 from cdcsync.mappers.compile import compile_mapper
-from cdcsync.mappers.needs import columns_read, tables_read
+from cdcsync.mappers.needs import columns_read
 from cdcsync.model import Relation
 from cdcsync.wal.catalog import (
+    VERSION_15,
     copy_key,
     generated_columns,
     load_leaves,
@@ -23,9 +24,10 @@ from cdcsync.wal.catalog import (
     uniqueness,
 )
 from cdcsync.wal.connect import Connection
-from cdcsync.wal.coverage import filter_problems, generated_problems, needs_generated
+from cdcsync.wal.coverage import generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
 from cdcsync.wal.published import load_publication, quoted
+from cdcsync.wal.row_filter import RowFilter
 
 _READABLE = """
     SELECT has_table_privilege(c.oid, 'SELECT'), row_security_active(c.oid) FROM pg_class c WHERE c.oid = %s
@@ -42,17 +44,18 @@ async def check_tables(connection: Connection, config: Config) -> AsyncIterator[
     for unfit in await identity_problems(connection, sorted(read), stored=stored):
         yield Finding("replica identity", ok=False, message=unfit.message, hint=unfit.remedy)
     generated = await generated_columns(connection, read.keys())
-    problems = filter_problems(version, tables_read(config.maps)) + generated_problems(version, generated, read)
-    for problem in problems:
+    for problem in generated_problems(version, generated, read):
         table, _, message = problem.partition(": ")
         yield Finding(f"table {table}", ok=False, message=message)
     types = await load_types(connection)
     for one in config.maps:
-        async for finding in _mapping(connection, one, types):
+        async for finding in _mapping(connection, config.postgres, one, types):
             yield finding
 
 
-async def _mapping(connection: Connection, one: MapConfig, types: Mapping[int, int]) -> AsyncIterator[Finding]:
+async def _mapping(
+    connection: Connection, postgres: PostgresConfig, one: MapConfig, types: Mapping[int, int]
+) -> AsyncIterator[Finding]:
     """Compare a mapping with its table and that one's partitions; what of them is published is another question."""
     subject = f"map {one.name}: table {one.table}"
     schema, _, table = one.table.partition(".")
@@ -66,8 +69,19 @@ async def _mapping(connection: Connection, one: MapConfig, types: Mapping[int, i
         return
     yield Finding(subject, ok=True, message="has all columns, and deletes carry the key")
     yield await _key(connection, one, relation)
+    if one.where is not None and server_version(connection) < VERSION_15:
+        yield await _condition(postgres, one, one.where, relation)
     if one.backfill:
         yield await _readable(connection, one, relation)
+
+
+async def _condition(postgres: PostgresConfig, one: MapConfig, condition: str, relation: Relation) -> Finding:
+    subject = f"map {one.name}: where"
+    try:
+        await RowFilter(postgres, one.table, condition).check(relation)
+    except CdcsyncError as error:
+        return Finding(subject, ok=False, message=error.message, hint=error.hint)
+    return Finding(subject, ok=True, message="this server has no row filters: it is asked about the rows to be sent")
 
 
 async def _key(connection: Connection, one: MapConfig, relation: Relation) -> Finding:

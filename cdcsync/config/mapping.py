@@ -200,7 +200,7 @@ class MapConfig(Table):
     associate: list[AssociateConfig] = Field(default_factory=list)
     """Associations to keep (HubSpot)."""
     where: str | None = None
-    """SQL condition that a row must meet (the publication's row filter)."""
+    """SQL condition that a row must meet (the publication's row filter; before PostgreSQL 15 applied by cdcsync)."""
     given_on_delete: Annotated[Literal["delete", "ignore", "archive"], BeforeValidator(_on_delete)] = Field(
         default="delete", alias="on_delete"
     )

@@ -47,16 +47,9 @@ async def gaps(connection: Connection, publication: Publication, tables: Tables,
     return found + await _differences(connection, publication, covered, columns)
 
 
-def filter_problems(version: int, tables: Tables) -> list[str]:
-    """Return a sentence for each ``where`` that a server of this version cannot apply."""
-    if version >= VERSION_15:
-        return []
-    return [
-        f"{table}: where needs PostgreSQL 15, and this is {version // 10000}: its publications have no row filters, and"
-        " rows outside the condition would be written. Leave the where out, or keep those rows in a table of their own"
-        for table, condition in sorted(tables.items())
-        if condition
-    ]
+def row_filters(version: int, tables: Tables) -> Tables:
+    """Return the tables with the row filters that a publication can have: before 15 none, see ``row_filter``."""
+    return tables if version >= VERSION_15 else dict.fromkeys(tables)
 
 
 def generated_problems(version: int, kinds: dict[str, dict[str, str]], columns: Columns) -> list[str]:

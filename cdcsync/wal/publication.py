@@ -16,7 +16,7 @@ from psycopg import Rollback, sql
 from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.wal.catalog import VERSION_15, generated_columns, rows, server_version
 from cdcsync.wal.connect import Connection
-from cdcsync.wal.coverage import filter_problems, gaps, generated_problems, needs_generated
+from cdcsync.wal.coverage import gaps, generated_problems, needs_generated
 from cdcsync.wal.identity import identity_problems
 from cdcsync.wal.published import (
     GENERATED,
@@ -148,7 +148,7 @@ async def _refuse_unfit(
             " WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname NOT IN ('pg_catalog', 'pg_toast')",
         )
     )
-    problems = filter_problems(server_version(connection), tables)
+    problems = []
     for table in sorted(tables.keys() - existing.keys()):
         close = difflib.get_close_matches(table, existing, n=1)
         problems.append(f"there is no table {table}" + (f" (did you mean {close[0]}?)" if close else ""))

@@ -56,6 +56,28 @@ def test_a_shutdown_while_reading_is_paused(own_pg_server: EmbeddedPostgres, tmp
         shop.assert_converged()
 
 
+def test_reading_goes_on_whatever_the_ledger_takes(pg: str, tmp_path: Path) -> None:
+    """The disk budget is for rows that wait: a state file that the ledger alone makes larger does not stop reading."""
+    changes = {"[state]\n": '[state]\nmax_journal = "1MB"\n'}
+    with stage(tmp_path, pg, changes=changes) as shop:
+        shop.start()
+        shop.settled()
+        many = (
+            "INSERT INTO companies (name, domain)"
+            " SELECT 'G' || i, 'g' || i || '.example.com' FROM generate_series({}) i"
+        )
+        shop.execute(many.format("1, 20000"))
+        shop.settled(timeout=120)
+        assert (tmp_path / "state.db").stat().st_size > 2 << 20
+        shop.execute(many.format("20001, 20100"))
+        shop.settled()
+        shop.stop()
+        shop.start()
+        shop.execute(many.format("20101, 20200"))
+        shop.settled()
+        shop.assert_converged()
+
+
 def test_a_shutdown_while_a_copy_runs(own_pg_server: EmbeddedPostgres, tmp_path: Path) -> None:
     """A copy's connection, within a chunk, does not hold the server's stop up; the copy goes on after its start."""
     with stage(tmp_path, own_pg_server.dsn()) as shop:

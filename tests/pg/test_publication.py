@@ -11,7 +11,6 @@ from psycopg.conninfo import make_conninfo
 from cdcsync.errors import SourceError
 from cdcsync.wal.catalog import load_relation, rows, server_version
 from cdcsync.wal.connect import Connection, connect
-from cdcsync.wal.coverage import filter_problems
 from cdcsync.wal.publication import ensure_publication
 from cdcsync.wal.published import load_publication
 from tests.servers import needs
@@ -261,13 +260,6 @@ async def test_filters_made_by_hand_have_to_be_the_mappings(pg: str, connection:
     for statement in caught.value.hint.split(";")[:-1]:
         await connection.execute(statement.encode())
     await ensure_publication(connection, "p", {"public.a": "id > 11"}, create=False)
-
-
-def test_where_is_refused_before_15() -> None:
-    """Older servers send all rows: nothing would hold those outside the condition back."""
-    (problem,) = filter_problems(140012, {"public.a": "id > 1", "public.b": None})
-    assert problem.startswith("public.a: where needs PostgreSQL 15, and this is 14")
-    assert filter_problems(150000, {"public.a": "id > 1"}) == []
 
 
 GENERATED = "CREATE TABLE g (id int PRIMARY KEY, price int, total int GENERATED ALWAYS AS (price * 2) STORED)"

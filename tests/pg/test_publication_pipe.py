@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import psycopg
@@ -9,6 +10,8 @@ import pytest
 
 from cdcsync.errors import SourceError
 from cdcsync.sandbox.server import SandboxThread
+from cdcsync.state import State
+from cdcsync.wal import catalog, coverage
 from tests.pg.piping import Pipe, execute, mapping
 from tests.servers import needs
 
@@ -16,9 +19,24 @@ LARGE = "(SELECT string_agg(md5(i::text || id), '') FROM generate_series(1, 300)
 """More than fits in a row, and not compressible."""
 
 
+@pytest.fixture(params=["the publication's", "applied here"])
+def filters(request: pytest.FixtureRequest, pg: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Let the publication filter rows, or let the daemon take the server for one that cannot."""
+    way = str(request.param)
+    if way == "the publication's":
+        needs(pg, 15)
+    else:
+        monkeypatch.setattr(catalog, "VERSION_15", 990000)
+        monkeypatch.setattr(coverage, "VERSION_15", 990000)
+    return way
+
+
+@pytest.mark.usefixtures("filters")
 async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
-    """A row that comes to meet the where is made, one that ceases to is deleted; large values come along."""
-    needs(pg, 15)
+    """A row that comes to meet the where is made, one that ceases to is deleted; large values come along.
+
+    So it is on servers without row filters, too.
+    """
     await execute(
         pg,
         "CREATE TABLE t (id int PRIMARY KEY, live bool NOT NULL, name text, large text)",
@@ -41,6 +59,31 @@ async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxTh
             "BEGIN; UPDATE t SET live = false WHERE id = 6; UPDATE t SET live = true WHERE id = 6; COMMIT",
         )
         await it.shows({"4": None, "6": "y"})
+
+
+async def test_what_where_leaves_out_costs_the_crm_nothing(
+    pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path, filters: str
+) -> None:
+    """Rows outside the condition are neither sent nor looked up; one about which nothing can be said is parked."""
+    await execute(pg, "CREATE TABLE t (id int PRIMARY KEY, part int NOT NULL, name text)")
+    if filters == "the publication's":
+        await execute(pg, "ALTER TABLE t REPLICA IDENTITY FULL")
+    it = Pipe(pg, hubspot_sandbox, tmp_path / "state.db", [mapping("t", where="100 / part >= 20", backfill=False)])
+    await it.make_slot()
+    async with it.running():
+        await it.shows({})
+        await execute(
+            pg, "INSERT INTO t SELECT i, 50, 'n' || i FROM generate_series(1, 500) i", "UPDATE t SET name = 'm'"
+        )
+        await execute(pg, "DELETE FROM t WHERE id > 250")
+        if filters == "applied here":
+            await execute(pg, "INSERT INTO t VALUES (998, 0, 'none')")  # the server's own filter would end the stream
+        await execute(pg, "INSERT INTO t VALUES (999, 2, 'in')")
+        await it.shows({"999": "in"})
+    assert it.books()["requests"] == 2, "one at the start, and one that writes"
+    with contextlib.closing(State.read(tmp_path / "state.db")) as state:
+        rejects = [(one.row.key, one.code) for one in state.rejects("t:hubspot.companies")]
+    assert rejects == ([("998", "where-failed")] if filters == "applied here" else [])
 
 
 async def test_stored_generated_columns_reach_the_crm(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from cdcsync.config import MapConfig
+from cdcsync.config import MapConfig, PostgresConfig
 from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import compile_mapper
-from cdcsync.model import Change, Relation, Text, Value
+from cdcsync.model import Change, Rejected, Relation, Text, Value
 from cdcsync.wal.catalog import load_relation, load_types, server_version
 from cdcsync.wal.connect import Connection, connect
+from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.tuples import split_tuple
 from tests.pg.golden import CASES, DEFINITIONS, Case, Refused
 from tests.pg.reading import reading, set_up
@@ -33,6 +35,8 @@ class Told:
     value: Value | Refused = None
     relation: Relation | None = None
     catalogued: Relation | None = None
+    filtered: bool | Rejected = False
+    """Whether the value is what it is, to a ``where`` that the server evaluates on what came with the stream."""
     missing: str | None = None
     """Why this server does not have the type."""
 
@@ -65,6 +69,7 @@ def test_a_value_of_each_type(told: list[Told], place: int) -> None:
     assert found.value == case.value
     assert type(found.value) is type(case.value)
     assert found.relation == found.catalogued
+    assert found.filtered is True
 
 
 async def _tell(dsn: str) -> list[Told]:
@@ -94,7 +99,19 @@ async def _tell(dsn: str) -> list[Told]:
             one.catalogued = await load_relation(connection, "public", f"c{place}", "cdcsync")
             one.streamed = [split_tuple(raw)[1] for change in lives[place] for raw in (change.old, change.new) if raw]
             one.value = _mapped(lives[place][0], types)
+            one.filtered = await _filtered(dsn, place, lives[place][0])
     return told
+
+
+async def _filtered(dsn: str, place: int, insert: Change) -> bool | Rejected:
+    """Let the server say whether the value, as it came, prints as the golden text."""
+    golden = sql.Literal(CASES[place].text).as_string()
+    settings = PostgresConfig.model_validate({"dsn": dsn})
+    row_filter = RowFilter(settings, f"public.c{place}", f"format('%s', c{place}.v) = {golden}")
+    try:
+        return (await row_filter.judge(insert.relation, {"1": insert.new or b""}))["1"]
+    finally:
+        await row_filter.close()
 
 
 async def _printed(connection: Connection, query: str) -> bytes | None:

@@ -20,6 +20,8 @@ PURE = (
     "state_schema",
     "lineage",
     "backlog",
+    "claims",
+    "keyset",
     "plan",
     "books",
     "status",

@@ -1,0 +1,157 @@
+"""A mapping's ``where`` on PostgreSQL 13 and 14, whose publications have no row filters.
+
+The stream brings all rows of the table, and the server is asked about those that are to be sent: it evaluates the
+condition on the values that came with the stream, not on the table's row of today. What comes out is what the row
+filter of a later server would have let through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import psycopg
+from psycopg import sql
+
+from cdcsync.config import PostgresConfig
+from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.model import ABSENT, Rejected, Relation, Text
+from cdcsync.wal.catalog import rows
+from cdcsync.wal.connect import Connection, connect_again
+from cdcsync.wal.decode import split_tuple
+
+AT_ONCE: Final = 1_000
+"""Rows that one query is asked about."""
+
+_TYPES = "SELECT format_type(t.oid, t.mod) FROM unnest(%s::oid[], %s::int4[]) WITH ORDINALITY t(oid, mod, n) ORDER BY n"
+
+
+class RowFilter:
+    """The condition of one table, as the server understands it."""
+
+    def __init__(self, settings: PostgresConfig, table: str, condition: str) -> None:
+        self._settings = settings
+        self._alias = sql.Identifier(table.partition(".")[2])
+        self._condition = condition
+        self._connection: Connection | None = None
+        self._turn = asyncio.Lock()
+        self._queries: dict[Relation, tuple[list[int], str]] = {}
+
+    async def judge(self, relation: Relation, images: Mapping[str, bytes]) -> dict[str, bool | Rejected]:
+        """Say of each row, a tuple of ``relation`` by its key, whether it meets the condition.
+
+        A row about which that cannot be said is to be rejected. Raises SourceUnavailableError.
+        """
+        verdicts: dict[str, bool | Rejected] = {}
+        async with self._turn:
+            try:
+                places, query = await self._query(relation)
+                pending: dict[str, list[str | None]] = {}
+                for key, image in images.items():
+                    values = split_tuple(image)
+                    given = {relation.columns[place].name: values[place] for place in places}
+                    refused = _unfit(given)
+                    if refused is not None:
+                        verdicts[key] = refused
+                    else:
+                        pending[key] = [_decoded(value) for value in given.values()]
+                keys = list(pending)
+                for start in range(0, len(keys), AT_ONCE):
+                    verdicts |= await self._ask(query, {key: pending[key] for key in keys[start : start + AT_ONCE]})
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                await self.close()
+                raise SourceUnavailableError(
+                    f"PostgreSQL cannot be asked which rows meet {self._condition!r}: {str(error).strip()}"
+                ) from error
+        return verdicts
+
+    async def check(self, relation: Relation) -> None:
+        """See that the server understands the condition, and keep no connection. Raises SourceError."""
+        try:
+            _, query = await self._query(relation)
+            await rows(await self._open(), query, [[] for _ in range(query.count("%s::text[]"))])
+        except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.DataError) as error:
+            raise SourceError(
+                f"PostgreSQL does not understand the mapping's where, {self._condition}: {error.diag.message_primary}",
+                hint="it is a condition in SQL on the table's columns",
+            ) from error
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; the next question opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _open(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = await connect_again(self._settings)
+        return self._connection
+
+    async def _query(self, relation: Relation) -> tuple[list[int], str]:
+        """Return which columns the condition may name, and the query that takes their values as arrays of texts."""
+        connection = await self._open()
+        if relation not in self._queries:
+            places = _named(self._condition, relation)
+            columns = [relation.columns[place] for place in places]
+            parameters = [[column.type_oid for column in columns], [column.typmod for column in columns]]
+            types = [name for (name,) in await rows(connection, _TYPES, parameters)]
+            names = [sql.Identifier(column.name).as_string(connection) for column in columns]
+            cast = ", ".join(f"u.{name}::{kind} AS {name}" for name, kind in zip(names, types, strict=True))
+            before = f"SELECT n, ({self._condition}\n) IS TRUE FROM (SELECT n, {cast} FROM unnest("  # noqa: S608 - the config's own SQL
+            after = f") WITH ORDINALITY AS u({', '.join(names)}, n)) AS {self._alias.as_string(connection)} ORDER BY n"
+            arrays = ", ".join(["%s::text[]"] * len(names))
+            self._queries[relation] = places, before.replace("%", "%%") + arrays + after.replace("%", "%%")
+        return self._queries[relation]
+
+    async def _ask(self, query: str, values: Mapping[str, Sequence[str | None]]) -> dict[str, bool | Rejected]:
+        connection = await self._open()
+        arrays = [list(column) for column in zip(*values.values(), strict=True)]
+        try:
+            answers = await rows(connection, query, arrays)
+        except psycopg.DataError as error:
+            if len(values) == 1:
+                return dict.fromkeys(values, _refused(error))
+            verdicts: dict[str, bool | Rejected] = {}
+            for key, row in values.items():
+                verdicts |= await self._ask(query, {key: row})
+            return verdicts
+        except (psycopg.ProgrammingError, psycopg.NotSupportedError) as error:
+            return dict.fromkeys(values, _refused(error))
+        return {key: meets for key, (_, meets) in zip(values, answers, strict=True)}
+
+
+def _named(condition: str, relation: Relation) -> list[int]:
+    """Return the columns whose names occur in a condition, which may be more than those that it means."""
+    if 'u&"' in condition.lower():  # names with escapes
+        return list(range(len(relation.columns)))
+    text = condition.replace('""', '"').lower()
+    named = [place for place, column in enumerate(relation.columns) if column.name.lower() in text]
+    return named or [0]
+
+
+def _unfit(given: Mapping[str, Text]) -> Rejected | None:
+    for column, value in given.items():
+        if value is ABSENT:
+            return Rejected(
+                "incomplete-row",
+                f"the stream did not carry the unchanged large value of {column}, by which where decides whether the"
+                " row is sent; any write to that column in PostgreSQL sends it",
+                column,
+            )
+        try:
+            _decoded(value)
+        except UnicodeDecodeError:
+            return Rejected("where-failed", f"{column} is not UTF-8, and where cannot be evaluated on it", column)
+    return None
+
+
+def _decoded(value: Text) -> str | None:
+    assert value is not ABSENT  # noqa: S101 — for the type checker; rows with absent values were left out
+    return None if value is None else str(value, "utf-8")
+
+
+def _refused(error: psycopg.Error) -> Rejected:
+    return Rejected("where-failed", f"PostgreSQL cannot evaluate where on the row: {error.diag.message_primary}")
