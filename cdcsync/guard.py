@@ -26,6 +26,7 @@ from cdcsync.mappers.needs import columns_read, tables_read
 from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
+from cdcsync.wal.blockers import telling_blockers
 from cdcsync.wal.catalog import load_types, server_version
 from cdcsync.wal.connect import Connection, connect_again
 from cdcsync.wal.coverage import row_filters
@@ -178,7 +179,10 @@ class Guard:
     async def look(self) -> None:
         """Look now. Raises SourceUnavailableError, and SourceError for what is to end the daemon."""
         try:
-            async with await connect_again(self._settings) as connection:
+            async with (
+                await connect_again(self._settings) as connection,
+                telling_blockers(self._settings, connection, self._log),
+            ):
                 await self._look(connection)
         except psycopg.Error as error:  # catalogs may change under a look, too
             raise SourceUnavailableError(" ".join(str(error).split())) from error
@@ -187,7 +191,10 @@ class Guard:
         """Look for ever. Raises SourceError for what is to end the daemon."""
         while True:
             try:
-                async with await connect_again(self._settings) as connection:
+                async with (
+                    await connect_again(self._settings) as connection,
+                    telling_blockers(self._settings, connection, self._log),
+                ):
                     await self._watch(connection)
             except (psycopg.Error, SourceUnavailableError) as error:
                 self._log.debug("the tables cannot be looked at", reason=str(error))

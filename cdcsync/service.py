@@ -37,6 +37,7 @@ from cdcsync.route import Route
 from cdcsync.standby import stand_by
 from cdcsync.state import State
 from cdcsync.wal import catalog, slot
+from cdcsync.wal.blockers import telling_blockers
 from cdcsync.wal.connect import Connection, connect, connect_again
 from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.snapshot import Backfill
@@ -263,7 +264,11 @@ async def prepare(
     ConfigError for a mapping that does not fit its table, SourceError, SourceUnavailableError or StateError.
     """
     postgres = config.postgres
-    async with await connect(postgres.dsn) as connection, await connect(postgres.dsn, replication=True) as replication:
+    async with (
+        await connect(postgres.dsn) as connection,
+        await connect(postgres.dsn, replication=True) as replication,
+        telling_blockers(postgres, connection, log),
+    ):
         await slot.check_wal_level(connection)
         system = await slot.identify_system(replication)
         info = await slot.show_slot(connection, postgres.slot)
