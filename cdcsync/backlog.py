@@ -15,7 +15,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from cdcsync.claims import attribute
 from cdcsync.coalesce import Event, Fold, PendingRow, over, shown
@@ -29,6 +29,8 @@ IN_BATCH = -1
 """Journal slot of a row in flight outside a bulk job; a job's rows are journaled under its number."""
 COLD = -2
 """Journal slot of a row that is in the journal alone, to save memory."""
+
+_ASKING = "the CRM is to be asked which row's record it holds"
 
 _HEAP_SLACK = 1_000
 _HEAP_GROWTH = 1.25
@@ -71,8 +73,10 @@ class Backlog:
         """Changes received, ever."""
         self._asked: set[str] = set()
         """Keys that are being looked up: until the answer is here, none of their rows may go."""
-        self._uncircled: set[str] = set()
-        """Seats of rows that wait for others, but not in a circle, unless anything moves."""
+        self._recalled: set[str] = set()
+        """Keys of parked rows whose later changes wait for them."""
+        self._stuck: set[str] = set()
+        """Seats of rows that wait for others, in no circle that can be left, as long as nothing moves or settles."""
         self._busy: dict[str, str] = {}
         """Key that a row in flight occupies (its own, and those it leaves) → that row's key."""
         self._oldest: list[tuple[Position, str]] = []
@@ -108,7 +112,7 @@ class Backlog:
     def feed(self, event: Event, now: float, *, uncertain: bool = False) -> list[str]:
         """Take one change in; returns the keys of waiting rows that it made or changed."""
         self.fed += 1
-        self._uncircled.clear()
+        self._stuck.clear()
         touched = self.fold.feed(event, uncertain=uncertain)
         for key in touched:
             self._woken(key, now)
@@ -124,8 +128,7 @@ class Backlog:
             self._journaled[job].add(row.key)
             row.doubt()
             if job == WAITING:
-                self.fold.put(row)
-                self._woken(row.key, now)
+                self._seat(row, now)
             elif job == IN_BATCH:
                 flights.append(row)
             else:
@@ -175,7 +178,9 @@ class Backlog:
     def can_freeze(self, key: str) -> bool:
         """Whether a row waits under this key that may go to the journal."""
         row = self.fold.waiting.get(key)
-        return row is not None and not row.origins and key not in self.fold.movers and key not in self._busy
+        if row is None or row.origins:
+            return False
+        return not any(key in others for others in (self.fold.movers, self._busy, self.anchored))
 
     def freeze(self, key: str, older: PendingRow | None) -> None:
         """Leave a freezable row to the journal; ``older`` is what the journal holds of it already.
@@ -216,6 +221,7 @@ class Backlog:
     def settle(self, row: PendingRow, now: float) -> None:
         """Let go of a row in flight for good; what waited for its keys is looked at again."""
         self._land(row)
+        self._stuck.clear()
         for key in row.keys:
             self._release(key, now)
 
@@ -255,7 +261,9 @@ class Backlog:
     def readmit(self, row: PendingRow, now: float) -> str:
         """Let a parked row wait again; returns the key that it waits under."""
         self.unpark(row, now)
-        return self._give_back(row, now)
+        key = self._give_back(row, now)
+        self._release(row.key, now)
+        return key
 
     def refit(self, row: PendingRow, change: Callable[[PendingRow], PendingRow], now: float) -> None:
         """Change a row in flight in place, keeping track of the keys that it occupies."""
@@ -306,11 +314,12 @@ class Backlog:
 
     def has(self, key: str) -> bool:
         """Whether a row under this key, or leaving it, is in memory."""
-        return key in self.fold.waiting or key in self.fold.movers or self.in_the_air(key)
+        return key in self.fold.waiting or key in self.fold.movers or key in self._busy
 
-    def in_the_air(self, key: str) -> bool:
-        """Whether a row in flight has this key, or leaves it."""
-        return key in self._busy
+    @property
+    def hindered(self) -> bool:
+        """Whether rows wait for what only the lane can do: see ``recalled`` and ``in_doubt``."""
+        return bool(self.unclear or self._recalled)
 
     def oldest(self) -> Position | None:
         """Return the first position of the oldest row that is not settled; of a cold one it may be somewhat early."""
@@ -391,80 +400,104 @@ class Backlog:
     def _obstacle(self, key: str) -> str | None:
         """Say what is in a row's way, if anything is."""
         row = self.fold.waiting[key]
-        other = self._in_the_way(row)
-        if other is None and self._predecessor(key) is not None:
-            other = self._leave_circle(key)
-        if other is not None:
-            return f"key {shown(other)} has to settle first"
-        if not self.unclear.isdisjoint(row.keys):
-            return "the CRM is to be asked which row's record it holds"
-        return None
+        reason = self._in_the_way(row)
+        if reason is not None:
+            return reason
+        predecessor = self._predecessor(key)
+        if predecessor is not None and not self._leave_circle(key):
+            return _has_to_settle(predecessor)
+        return _ASKING if self.unclear and not self.unclear.isdisjoint(row.keys) else None
 
     def _in_the_way(self, row: PendingRow) -> str | None:
         for other in row.keys:
             if other in self._busy:
-                return self._busy[other]
-            if other in self.cold or other in self._asked:
-                return other
-            if self.anchored.get(other, row.key) != row.key:
-                return self.anchored[other]
-        self.unclear.update(place for place in row.places if len(self.fold.claimants(place)) > 1)
+                return _has_to_settle(self._busy[other])
+            if other in self.cold:
+                return _has_to_settle(other)
+            if other in self._asked:
+                return _ASKING
+        if self.parked:
+            states = self.parked.intersection(row.keys)
+            if states:
+                self._recalled |= states
+                return f"the rejected state of {shown(states.pop())} is to be taken up again"
+            for other in row.keys:
+                if other in self.anchored:
+                    return _has_to_settle(self.anchored[other])
+        self.unclear.update(place for place in row.places if place in self.fold.movers and self.fold.contested(place))
         return None
 
     def _predecessor(self, key: str) -> str | None:
         """Return the seat of a waiting row that has to leave ``key`` before the row that sits there can be written."""
         leaving = self.fold.movers.get(key)
-        return leaving[0] if leaving and key not in self.fold.waiting[key].places else None
+        return next(iter(leaving)) if leaving and key not in self.fold.waiting[key].places else None
 
-    def _leave_circle(self, key: str) -> str | None:
-        """Return what a row waits for; None if it waited in a circle, as when two rows swap keys.
+    def _leave_circle(self, key: str) -> bool:
+        """Whether a row waited in a circle, as when two rows swap keys, and does not any more.
 
-        Then each row of the circle is written over the record that it finds, once it is known where their records are.
+        Each row of the circle is written over the record that it finds, once it is known where their records are.
         """
         circle = self._circle(key)
         if circle is None:
-            return self._predecessor(key)
+            return False
         rows = [self.fold.waiting[member] for member in circle]
-        if any(self._in_the_way(row) is not None for row in rows):
-            return self._predecessor(key)
+        hindrances = [self._in_the_way(row) for row in rows]  # of each, for what is to be done first
         self.unclear.update(place for row in rows if row.tried for place in row.places)
-        if any(not self.unclear.isdisjoint(row.keys) for row in rows):
-            return self._predecessor(key)
+        if any(hindrances) or any(not self.unclear.isdisjoint(row.keys) for row in rows):
+            self._stuck.update(circle)
+            return False
         for row in rows:
             self.fold.take(row.key)
             row.lies_at(row.key)
             row.whole = True
-            self.fold.put(row)
-            self._woken(row.key, self.ready[key])
-        return None
+            self._seat(row, self.ready[key])
+        self._stuck.clear()
+        return True
 
     def _circle(self, key: str) -> list[str] | None:
         """Return the seats of rows that wait for each other in a circle through ``key``."""
         seen: dict[str, None] = {}
         step: str | None = key
-        while step is not None and step not in seen and step not in self._uncircled:
+        while step is not None and step not in seen and step not in self._stuck:
             seen[step] = None
             step = self._predecessor(step)
-        if step is None or step in self._uncircled:
-            self._uncircled.update(seen)
-            return None
-        return list(seen) if step == key else None
+        if step == key and seen:
+            return list(seen)
+        # Of rows that wait for a circle: those of the circle are still to be looked at.
+        self._stuck.update(takewhile(lambda seat: seat != step, seen))
+        return None
 
     # --- whose record it is
+
+    def recalled(self) -> set[str]:
+        """Return the keys of rejected rows that are to be readmitted: other rows may go only together with them."""
+        places, rows = self._bound_up(self.unclear)
+        self._recalled.update(
+            places, (row.key for row in rows), (self.anchored[key] for key in places if key in self.anchored)
+        )
+        self._recalled &= self.parked
+        return set(filter(self.can_readmit, self._recalled))
+
+    def can_readmit(self, key: str) -> bool:
+        """Whether a row is parked that no later change of it is in flight or cold beside."""
+        return key in self.parked and key not in self.cold and key not in self._busy
 
     def in_doubt(self) -> set[str]:
         """Return the keys under which the CRM is to be asked for records, with all that are bound up with them.
 
-        Empty where none is, or where one of the rows is not at hand. ``resolve`` or ``forget_doubts`` has to follow.
+        Those of rows that are not all at hand are left out. ``resolve`` or ``forget_doubts`` has to follow.
         """
         if self._asked:
             return set()
-        keys, rows = self._bound_up(self.unclear)
-        touched = {other for row in rows for other in row.keys}
-        if any(key in self._busy or key in self.cold for key in touched):
-            return set()
-        self._asked = keys
-        return set(keys)
+        left = set(self.unclear)
+        while left:
+            keys, rows = self._bound_up([left.pop()])
+            left -= keys
+            touched = keys.union(*(row.keys for row in rows))
+            away = any(key in self._busy or key in self.cold or key in self.parked for key in touched)
+            if not away and self.anchored.keys().isdisjoint(keys):
+                self._asked |= keys
+        return set(self._asked)
 
     def forget_doubts(self) -> None:
         """Take note that the CRM did not answer."""
@@ -479,7 +512,7 @@ class Backlog:
         there is no record.
         """
         asked, self._asked = self._asked, set()
-        self._uncircled.clear()
+        self._stuck.clear()
         rows = [row for row in self._bound_up(asked)[1] if asked.issuperset(row.places)]
         places = {place for row in rows for place in row.places}
         owned = attribute(rows, found, known)
@@ -489,10 +522,7 @@ class Backlog:
             row.lies_at(mine.place if mine is not None else None)
             row.uncertain = True
             row.whole = row.whole or (mine is not None and not mine.sure)
-            before, after = row.key, self.fold.put(row)
-            if after != before:
-                self._vacated(before)
-            self._woken(after, now)
+            self._seat(row, now)
         self.unclear -= asked
         for key in asked:
             self._release(key, now)
@@ -534,12 +564,19 @@ class Backlog:
             self._busy.pop(key, None)
 
     def _give_back(self, row: PendingRow, now: float) -> str:
-        self._uncircled.clear()
+        self._stuck.clear()
         key = self.fold.give_back(row)
         self._woken(key, now)
         if row.key not in self.fold.waiting:
             self._vacated(row.key)
         return key
+
+    def _seat(self, row: PendingRow, now: float) -> None:
+        before = row.key
+        after = self.fold.put(row)
+        if after != before:
+            self._vacated(before)
+        self._woken(after, now)
 
     def _vacated(self, key: str) -> None:
         self._dirty[WAITING].add(key)
@@ -557,3 +594,7 @@ class Backlog:
         for other in (key, *self.fold.movers.get(key, ())):
             if other in self.held and other != but:
                 self._woken(other, now)
+
+
+def _has_to_settle(key: str) -> str:
+    return f"key {shown(key)} has to settle first"

@@ -12,7 +12,7 @@ are written whole.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,27 +115,26 @@ def _by_place(rows: Sequence[PendingRow]) -> defaultdict[str, list[PendingRow]]:
 
 
 def _swapping(rows: Sequence[PendingRow]) -> set[str]:
-    """Return the seats of rows that may have waited for each other's keys in a circle, and perhaps of some more."""
+    """Return the seats of rows that may have waited for each other's keys in a circle, and perhaps of some more.
+
+    A row that wanted no key which another one may have had was in no circle, nor was one whose keys no other wanted;
+    without these there are more of them.
+    """
     claimants = _by_place(rows)
-    wants: defaultdict[str, set[str]] = defaultdict(set)
-    wanted_by: defaultdict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        for place in row.tried:
-            for other in claimants[place]:
-                if other is not row:
-                    wants[row.key].add(other.key)
-                    wanted_by[other.key].add(row.key)
+    claims = {place: len(those) for place, those in claimants.items()}
+    wants = Counter(place for row in rows for place in row.tried)
     left = {row.key for row in rows}
-    ends = list(left)
-    while ends:
-        key = ends.pop()
-        if key not in left or (wants[key] and wanted_by[key]):
+    todo = list(rows)
+    while todo:
+        row = todo.pop()
+        waited = any(claims[place] > 1 for place in row.tried)
+        waited_for = any(wants[place] > (place in row.tried) for place in row.places)
+        if row.key not in left or (waited and waited_for):
             continue
-        left.discard(key)
-        for before in wanted_by.pop(key, ()):
-            wants[before].discard(key)
-            ends.append(before)
-        for after in wants.pop(key, ()):
-            wanted_by[after].discard(key)
-            ends.append(after)
+        left.discard(row.key)
+        for place in row.places:
+            claims[place] -= 1
+            wants[place] -= place in row.tried
+            if claims[place] == 1 or (place in row.tried and wants[place] <= 1):
+                todo.extend(other for other in claimants[place] if other.key in left)
     return left

@@ -2,13 +2,14 @@
 
 One ``Fold`` serves one mapping. Its rules:
 
-* insert + update = insert with the columns merged; anything + delete = delete; delete + insert = update.
+* insert + update = insert with the columns merged; anything + delete = delete; delete + insert = update, unless both
+  may have been sent before a crash.
 * A column that was not sent (unchanged TOAST) keeps the value folded earlier, else stays absent.
 * A row has a *seat*, the key that it has in the database, and *places*: the keys under which the CRM may hold its
   record. Changes alter the seat alone, and what is sent the places alone. So a key change is an update of the same
   record.
-* While a row's record may stand under a key, no other row is written there. So no place is any other row's, except
-  after a crash, where the stream shows every key that a row had, and not which of them was sent (``claims``).
+* While a row's record may stand under a key, no other row is written there. So no two rows have a place in common,
+  except after a crash, where the stream shows every key that a row had, and not which of them was sent (``claims``).
 * The delete of a row whose record stands under another key than the row's last has no seat, and so has one onto whose
   key another row moves: the seat is free for that one, which is written when the record is gone.
 * A row that is in flight is no longer here. Its next changes fold beside it, and ``give_back`` folds the two
@@ -161,7 +162,7 @@ class Fold:
 
     def __init__(self) -> None:
         self.waiting: dict[str, PendingRow] = {}
-        self.movers: dict[str, list[str]] = {}
+        self.movers: dict[str, dict[str, None]] = {}
         """Place → seats of the waiting rows whose record may stand there, and who sit elsewhere."""
         self.coalesced = 0
         """Changes that were absorbed into another one, ever."""
@@ -175,6 +176,9 @@ class Fold:
             touched = [self._delete(event)]
         elif event.old_key is not None and event.old_key != event.key:
             touched = self._move(event)
+        elif uncertain and kind is ChangeKind.INSERT and self._is_gone(event.key):
+            # The two may have been sent one after the other: then each has a record.
+            touched = self._take_seat(self._new(event, complete_from_old(event.change)))
         else:
             touched = [self._write(event)]
         if uncertain:
@@ -188,7 +192,7 @@ class Fold:
         row = self.waiting.pop(key)
         for origin in row.origins:
             leaving = self.movers[origin]
-            leaving.remove(key)
+            del leaving[key]
             if not leaving:
                 del self.movers[origin]
         self.size -= row.size
@@ -200,7 +204,7 @@ class Fold:
             row.key = f"{shown(row.key)}{_SEATLESS}{row.last.commit_lsn:X}/{row.last.ordinal}"
         self.waiting[row.key] = row
         for origin in row.origins:
-            self.movers.setdefault(origin, []).append(row.key)
+            self.movers.setdefault(origin, {})[row.key] = None
         self.size += row.size
         return row.key
 
@@ -235,6 +239,14 @@ class Fold:
         here = [place] if sitting is not None and place in sitting.places else []
         return [*self.movers.get(place, ()), *here]
 
+    def contested(self, place: str) -> bool:
+        """Whether the record under ``place`` may be that of more than one waiting row."""
+        leaving = self.movers.get(place)
+        if not leaving:
+            return False
+        sitting = self.waiting.get(place)
+        return len(leaving) > 1 or (sitting is not None and place in sitting.places)
+
     def _write(self, event: Event) -> str:
         image = complete_from_old(event.change)
         row = self.waiting.get(event.key)
@@ -268,17 +280,19 @@ class Fold:
             source = self.take(old_key)
             row.image = fill_absent(row.image, row.relation, source.image, source.relation)
             _inherit(row, source)
-        touched = []
-        if event.key in self.waiting:
-            # Its row is gone, or the key could not be another's.
-            target = self.take(event.key)
-            target.deleted, target.image = True, b""
-            self.put(row)
-            if target.places:
-                touched.append(self.put(target))
-        else:
-            self.put(row)
-        return [row.key, *touched]
+        return self._take_seat(row)
+
+    def _take_seat(self, row: PendingRow) -> list[str]:
+        """Add a row where another one may have sat: that one is gone, or the key could not be this one's."""
+        gone = self.take(row.key) if row.key in self.waiting else None
+        self.put(row)
+        if gone is None or not gone.places:
+            return [row.key]
+        gone.deleted, gone.image = True, b""
+        return [row.key, self.put(gone)]
+
+    def _is_gone(self, key: str) -> bool:
+        return key in self.waiting and self.waiting[key].deleted
 
     def _new(self, event: Event, image: bytes) -> PendingRow:
         place = event.old_key or event.key

@@ -379,8 +379,8 @@ class Copies:
 
 def _gone(route: Route, key: str) -> bool:
     """Whether a record that nobody met is to be deleted under this key, and not under one that its row moved to."""
-    if shown(key) != key:  # a delete that waits already
-        return False
+    if shown(key) != key:  # a delete already
+        return key in route.backlog.parked
     return route.backlog.owes(key) or not route.backlog.knows(key)
 
 

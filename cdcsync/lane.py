@@ -27,7 +27,7 @@ from cdcsync.apply.base import Destination
 from cdcsync.apply.limiter import Limiter
 from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
-from cdcsync.coalesce import Event, PendingRow, over, shown
+from cdcsync.coalesce import Event, PendingRow, shown
 from cdcsync.entries import Known, Reject, Tick
 from cdcsync.errors import (
     BatchRejectedError,
@@ -297,13 +297,13 @@ class Lane:
         for step in range(len(self.routes)):
             route = self.routes[(self._turn + step) % len(self.routes)]
             self.spill.refill(route)
-            self._clear_up(tasks, route)
             while self._active < most:
                 rows = self._next_rows(route, now, delays)
                 if not rows:
                     break
                 self._active += 1
                 tasks.create_task(self._carry(route, rows))
+            self._clear_up(tasks, route)
         if self._active >= most:
             self._turn = (self._turn + 1) % len(self.routes)
             return None
@@ -383,7 +383,6 @@ class Lane:
             self.nudge()
 
     async def _plan(self, route: Route, rows: list[PendingRow]) -> list[tuple[Op, list[Draft]]]:
-        rows = await self._absorb_parked(route, rows)
         if route.row_filter is not None:
             rows = await self._leave_out(route, route.row_filter, rows)
         mapped, unmapped = await self.aside(rows, map_rows, route.mapper, rows)
@@ -479,16 +478,21 @@ class Lane:
     # --- looking up
 
     def _clear_up(self, tasks: asyncio.TaskGroup, route: Route) -> None:
-        """Ask the CRM where it is not clear which row's record it holds under a key."""
-        if route.backlog.unclear and not route.paused and route.name not in self._asking:
+        """Take up the rejected states of rows, and ask the CRM where it is not clear which row's record it holds."""
+        if route.backlog.hindered and not route.paused and route.name not in self._asking:
             self._asking.add(route.name)
             tasks.create_task(self._resolve(route))
 
     async def _resolve(self, route: Route) -> None:
         backlog = route.backlog
         try:
-            await self._readmit(route, backlog.unclear)
+            taken: set[str] = set()
+            while parked := backlog.recalled() - taken:
+                taken |= parked
+                await self._readmit(route, parked)
             keys = backlog.in_doubt()
+            if taken:
+                self.nudge()
             if not keys:
                 return
             await self._announce(route, ())
@@ -505,10 +509,9 @@ class Lane:
         self.nudge()
 
     async def _readmit(self, route: Route, keys: Iterable[str]) -> None:
-        """Let parked rows wait again under the keys given, folded with their later changes."""
-        for reject in await self.rejects(route, [key for key in keys if key in route.backlog.parked]):
-            key = reject.row.key
-            if key in route.backlog.parked and not route.backlog.in_the_air(key):
+        """Let parked rows wait again, folded with their later changes."""
+        for reject in await self.rejects(route, list(keys)):
+            if route.backlog.can_readmit(reject.row.key):
                 self._unlist(route, reject)
                 route.backlog.readmit(reject.row, time.monotonic())
 
@@ -532,21 +535,6 @@ class Lane:
                 if latest is not None:
                     known[key] = latest
         return known
-
-    async def _absorb_parked(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
-        """Fold rows over the rejected states of themselves, which they supersede."""
-        backlog = route.backlog
-        keys = [key for row in rows for key in {row.key, row.base or row.key} if key in backlog.parked]
-        if not keys:
-            return rows
-        parked = {reject.row.key: reject for reject in await self.rejects(route, keys)}
-        for row in rows:
-            for key in {row.key, row.base or row.key} & parked.keys() & backlog.parked:
-                backlog.unpark(parked[key].row, time.monotonic())
-                self._unlist(route, parked[key])
-                self.books.counters["coalesced"] += 1
-                backlog.refit(row, partial(over, parked[key].row), time.monotonic())
-        return rows
 
     def _unlist(self, route: Route, reject: Reject) -> None:
         """Take a row off the list of rejects."""

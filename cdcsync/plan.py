@@ -101,9 +101,9 @@ def map_rows(
 
 
 def asks_for(rows: Sequence[PendingRow]) -> Iterator[str]:
-    """Yield the keys under which the CRM may hold the records of these rows."""
+    """Yield the keys under which the ledger or the CRM may know the records of these rows, or others have them."""
     for row in rows:
-        yield from row.keys
+        yield from row.places if row.deleted and row.places else row.keys
 
 
 def redraft(
@@ -132,7 +132,7 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
     crm_id = known.crm_id if known is not None else None
     if facts.asked:
         crm_id = _found(row.places, crm_id, facts)
-    elif row.uncertain or (crm_id is None and row.places):
+    elif row.places and (row.uncertain or crm_id is None):
         plan.ask.append(row)
         return
     if crm_id is None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdcsync.backlog import COLD, IN_BATCH, WAITING, Backlog
-from cdcsync.coalesce import Event, PendingRow, shown
+from cdcsync.coalesce import Event, Fold, PendingRow, shown
 from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.mappers.compile import Mapped
@@ -88,6 +88,8 @@ class World:
         self.saved_at = 0
         self.announced = 0
         self.changing = True
+        self.rejects: dict[str, PendingRow] = {}
+        self.saved_rejects: dict[str, PendingRow] = {}
 
     def change(self) -> None:
         """Change the table, and stream the change."""
@@ -137,7 +139,7 @@ class World:
         assert not [row for row, _ in plan.rejected if not row.whole], "only a swap of toasted rows may be refused"
         for row, _ in plan.rejected:
             # What a person would do: write the column again.
-            self.backlog.give_back(row, 0.0)
+            self._park(row)
             if row.key in self.table:
                 value, big = self.table[row.key]
                 self.ordinal += 1
@@ -148,10 +150,35 @@ class World:
             self.backlog.settle(row, 0.0)
         fate = self.random.choice(["answered", "answered", "lost", "refused"])
         for draft in plan.drafts:
-            self._settle(draft, fate)
+            self._settle(draft, "rejected" if self.changing and self.random.random() < 0.1 else fate)
+
+    def _park(self, row: PendingRow) -> None:
+        if self.backlog.fold.newer_than(row) is not None:
+            self.backlog.give_back(row, 0.0)
+        else:
+            assert row.key not in self.rejects
+            self.rejects[row.key] = row
+            self.backlog.park(row, 0.0)
+
+    def retry(self) -> None:
+        """Let a rejected row be sent once more, as a person would, or when its parent has come."""
+        idle = [key for key in self.rejects if not self.backlog.has(key) and self.backlog.can_readmit(key)]
+        if idle:
+            self._readmit(self.random.choice(sorted(idle)))
+
+    def _readmit(self, key: str) -> None:
+        row = self.rejects.pop(key)
+        row.doubt()
+        self.backlog.readmit(row, 0.0)
 
     def _settle(self, draft: Draft, fate: str) -> None:
         row = draft.row
+        if fate == "rejected":
+            if self.random.random() < 0.3:  # its associations were: the record is written
+                self.crm.write(draft)
+                row.doubt()
+            self._park(row)
+            return
         if fate == "refused":
             self.backlog.give_back(row, 0.0)
             return
@@ -175,6 +202,8 @@ class World:
 
     def _clear_up(self) -> None:
         """Ask the CRM whose records are whose; the table may change before the answer is here, and it may be lost."""
+        for key in self.backlog.recalled():
+            self._readmit(key)
         keys = self.backlog.in_doubt()
         if not keys:
             return
@@ -198,6 +227,7 @@ class World:
             else:
                 self.journal[key, slot] = row
         self.saved_ledger = dict(self.ledger)
+        self.saved_rejects = {key: replace(row) for key, row in self.rejects.items()}
         self.saved_at = self.ordinal
 
     def freeze(self) -> None:
@@ -228,6 +258,9 @@ class World:
         coldest = min(cold.values(), key=lambda row: row.first, default=None)
         self.backlog.restore_cold(cold, coldest, Position(1, self.saved_at))
         self.ledger = dict(self.saved_ledger)
+        self.rejects = {key: replace(row) for key, row in self.saved_rejects.items()}
+        for row in self.rejects.values():
+            self.backlog.mark_parked(row)
         for event in self.log:
             if event.position.ordinal > self.saved_at:
                 self.backlog.feed(event, 0.0, uncertain=event.position.ordinal <= self.announced)
@@ -237,10 +270,12 @@ class World:
         self.random = random.Random(0)
         self.changing = False
         for _ in range(2000):
-            if not len(self.backlog):
+            if not len(self.backlog) and not self.rejects:
                 return
             self.thaw()
             self.send()
+            if not self.backlog.ready and not self.backlog.hindered:
+                self.retry()
         held = self.backlog.held
         raise AssertionError(f"rows that never settle: {held}, {self.backlog.fold.waiting}, {self.backlog.in_flight}")
 
@@ -257,13 +292,13 @@ def _colliding(key: str) -> int:
 @settings(max_examples=4000, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
-    steps=st.lists(st.sampled_from("cccsstxfh"), min_size=5, max_size=120),
+    steps=st.lists(st.sampled_from("cccsstxfhr"), min_size=5, max_size=120),
     hashed=st.sampled_from([hash, _colliding]),
 )
 def test_any_history_of_changes_answers_and_crashes_converges(
     seed: int, steps: list[str], hashed: Callable[[str], int]
 ) -> None:
-    """After any mix of changes, sends, lost answers, ticks and crashes the CRM equals the table; nothing is doubled.
+    """After any mix of changes, sends, lost answers, rejections and crashes the CRM equals the table; none is doubled.
 
     So it is even where keys are taken for those of cold rows, as they are often with the second hash.
     """
@@ -276,6 +311,7 @@ def test_any_history_of_changes_answers_and_crashes_converges(
             "x": world.crash,
             "f": world.freeze,
             "h": world.thaw,
+            "r": world.retry,
         }[step]()
     world.drain()
     assert dict(world.crm.records.values()) == {key: {"a": a, "big": big} for key, (a, big) in world.table.items()}
@@ -399,6 +435,52 @@ def test_a_swap_of_keys_waits_until_it_is_known_where_the_records_are() -> None:
     rows.backlog.resolve({"3": "A"}, {"1": Known("A", FIELDS, b"", {}, Position(1, 0), 0.0)}, 0.0)
     assert rows.places() == {"1": ("2",), "2": ("3",)}
     assert [row.key for row in rows.backlog.take(9)] == ["1"], "no circle is left"
+
+
+def test_a_refused_key_change_that_is_taken_back() -> None:
+    """The row gets its old key again, and meets its own rejected state, which holds that key: they become one."""
+    rows = Rows()
+    rows.change("2", "1")
+    (refused,) = rows.backlog.take(9)
+    rows.backlog.park(refused, 0.0)
+    rows.change("1", "2")
+    assert rows.backlog.take(9) == []
+    assert rows.backlog.recalled() == {"2"}
+    rows.backlog.readmit(refused, 0.0)
+    assert rows.places() == {"1": ("1",)}
+    assert [row.key for row in rows.backlog.take(9)] == ["1"]
+
+
+def test_a_refused_delete_is_not_the_next_row_s() -> None:
+    """A row moves onto the key of one whose delete was refused: it keeps its own record, and waits for the delete."""
+    rows = Rows()
+    rows.change(None, "1")
+    (refused,) = rows.backlog.take(9)
+    rows.backlog.park(refused, 0.0)
+    rows.change("1", "4")
+    assert rows.backlog.take(9) == []
+    assert rows.backlog.recalled() == {"1"}
+    key = rows.backlog.readmit(refused, 0.0)
+    assert rows.places() == {"1": ("4",), key: ("1",)}
+    (again,) = rows.backlog.take(9)
+    assert (again.key, again.deleted) == (key, True)
+    rows.backlog.park(again, 0.0)
+    assert rows.backlog.take(9) == []
+    assert rows.backlog.held == {"1": "key 1 has to settle first"}
+
+
+def test_a_delete_of_an_older_file_that_gives_up_its_seat() -> None:
+    """It is journaled without a seat from then on, and not under its old key as well."""
+    rows = Rows()
+    change = Change(ChangeKind.DELETE, RELATION, None)
+    fold = Fold()
+    fold.feed(Event(change, "2", None, Position(1, 1), 0.0))
+    old = fold.take("2")
+    old.base, old.tried = "1", ()
+    rows.backlog.restore([(WAITING, old)], 0.0)
+    (taken,) = rows.backlog.take(9)
+    rows.backlog.settle(taken, 0.0)
+    assert ("2", WAITING, None) in list(rows.backlog.changed())
 
 
 def test_a_shift_of_all_keys_is_no_circle() -> None:

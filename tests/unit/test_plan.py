@@ -64,10 +64,10 @@ def test_a_delete_is_of_the_row_s_own_record() -> None:
     assert draft.record.crm_id == "7"
 
 
-@pytest.mark.parametrize(("base", "uncertain", "asks"), [(None, False, False), ("k", False, True), (None, True, True)])
-def test_a_delete_of_an_unknown_record(*, base: str | None, uncertain: bool, asks: bool) -> None:
+@pytest.mark.parametrize(("base", "tried", "asks"), [(None, (), False), ("k", (), True), (None, ("k",), True)])
+def test_a_delete_of_an_unknown_record(*, base: str | None, tried: tuple[str, ...], asks: bool) -> None:
     """Nothing is sent for a row that came and went unseen; any other unknown one is looked up first."""
-    row = replace(ROW, deleted=True, base=base, uncertain=uncertain)
+    row = replace(ROW, deleted=True, base=base, tried=tried, uncertain=bool(tried))
     plan = decide([row], {}, Facts({}), ("A",))
     assert (plan.ask, plan.nothing) == (([row], []) if asks else ([], [row]))
     assert decide([row], {}, Facts({}, {}, asked=True), ("A",)).nothing == [row]
