@@ -36,6 +36,7 @@ from cdcsync.model import (
 )
 from cdcsync.route import Route
 from cdcsync.state import State
+from cdcsync.wal.catalog import Ancestor
 from cdcsync.wal.decode import split_tuple
 from cdcsync.wal.sight import TableSight
 
@@ -100,11 +101,11 @@ class Pipeline:
     """Everything that was committed before it has been fed."""
     durable_lsn: int = field(init=False)
     reader: Reader | None = None
-    partitions: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    partitions: Mapping[int, tuple[Ancestor, ...]] = field(default_factory=dict)
     """The source's: oid of a partition → the partitioned tables above it, which have its rows too."""
     copies: Copies = field(init=False)
-    _served: dict[tuple[int, tuple[str, ...]], list[tuple[Lane, Route]]] = field(default_factory=dict)
-    """Mappings by the oid of a table and the names of those that it is a part of."""
+    _served: dict[tuple[int, tuple[Ancestor, ...]], list[tuple[Lane, Route]]] = field(default_factory=dict)
+    """Mappings by the oid of a table and those that it is a part of."""
     _transaction: _Transaction = field(default_factory=_Transaction)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _last_write: asyncio.Future[None] | None = None
@@ -228,7 +229,7 @@ class Pipeline:
                 (lane, route)
                 for lane in self.lanes
                 for route in lane.routes
-                if route.table in above or route.is_of(relation)
+                if route.is_of(relation.oid, relation.table) or any(route.is_of(*one) for one in above)
             ]
         return found
 

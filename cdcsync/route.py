@@ -77,9 +77,9 @@ class Route:
         """Whether the table's rows mean nothing to the mapping for now."""
         return self.drift_mark == "passed over"
 
-    def is_of(self, relation: Relation) -> bool:
+    def is_of(self, oid: int, table: str) -> bool:
         """Whether this is the mapping's table: the same one under another name, and another one under the same."""
-        return self.seen.oid == relation.oid if self.seen is not None else self.config.table == relation.table
+        return self.seen.oid == oid if self.seen is not None else self.config.table == table
 
     def mapper(self, relation: Relation) -> RowMapper:
         """Return the mapper for a table shape. Raises ConfigError where the mapping does not fit it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -78,14 +78,15 @@ _GENERATED: Final = """
 """
 
 _ANCESTORS: Final = """
-    SELECT wanted.oid, ARRAY(
-        SELECT n.nspname || '.' || c.relname
+    SELECT wanted.oid, ancestor.oid, ancestor.name
+    FROM unnest(%s::oid[]) AS wanted (oid) JOIN pg_class ON pg_class.oid = wanted.oid
+    LEFT JOIN LATERAL (
+        SELECT c.oid, n.nspname || '.' || c.relname AS name
         FROM pg_partition_ancestors(wanted.oid) AS ancestor (relid)
         JOIN pg_class c ON c.oid = ancestor.relid
         JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid <> wanted.oid
-    )
-    FROM unnest(%s::oid[]) AS wanted (oid) JOIN pg_class ON pg_class.oid = wanted.oid
+    ) AS ancestor ON true
 """
 
 _LEAVES: Final = """
@@ -158,9 +159,19 @@ async def load_leaves(
     ]
 
 
-async def load_ancestors(connection: Connection, oids: Collection[int]) -> dict[int, tuple[str, ...]]:
-    """Return for each table that exists the partitioned tables above it (``schema.table``); none for most."""
-    return {oid: tuple(names) for oid, names in await rows(connection, _ANCESTORS, [list(oids)])}
+class Ancestor(NamedTuple):
+    """A partitioned table above another one; ``table`` is its name (``schema.table``) as of when it was asked for."""
+
+    oid: int
+    table: str
+
+
+async def load_ancestors(connection: Connection, oids: Collection[int]) -> dict[int, tuple[Ancestor, ...]]:
+    """Return for each table that exists the partitioned tables above it; none for most."""
+    found: dict[int, tuple[Ancestor, ...]] = {}
+    for oid, above, table in await rows(connection, _ANCESTORS, [list(oids)]):
+        found[oid] = (*found.get(oid, ()), *([] if above is None else [Ancestor(above, table)]))
+    return found
 
 
 async def published_columns(

@@ -113,7 +113,12 @@ async def _published_above(connection: Connection, publication: Publication, tab
         )
     )
     ancestors = await load_ancestors(connection, oids.keys())
-    return {oids[oid]: above for oid, names in ancestors.items() for above in names if above in publication.tables}
+    return {
+        oids[oid]: above.table
+        for oid, ancestry in ancestors.items()
+        for above in ancestry
+        if above.table in publication.tables
+    }
 
 
 async def _differences(connection: Connection, publication: Publication, tables: Tables, columns: Columns) -> list[Gap]:

@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from cdcsync.errors import SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.announce import Announcer
-from cdcsync.wal.catalog import load_ancestors, load_types, rows, server_version
+from cdcsync.wal.catalog import Ancestor, load_ancestors, load_types, rows, server_version
 from cdcsync.wal.connect import RAW, SHUTTING_DOWN, Connection, connect_again, holds_any_bytes, until_closed
 from cdcsync.wal.formats import verify_formats
 from cdcsync.wal.options import VERSION_14, start_options
@@ -73,7 +73,7 @@ class Source:
     ``types`` maps each user-defined type to the builtin one whose text form it has (``catalog.load_types``); it knows
     all column types of a relation before that relation's rows are delivered. The object stays the same.
 
-    ``partitions`` maps the oid of a partition to the partitioned tables above it (``schema.table``). A publication
+    ``partitions`` maps the oid of a partition to the partitioned tables above it. A publication
     without ``publish_via_partition_root`` sends a partition's rows under its own name; it is looked up each time the
     stream describes it, so that partitions may be made, attached and detached meanwhile. This object stays the same.
 
@@ -92,7 +92,7 @@ class Source:
         spill_directory: Path | None = None,
     ) -> None:
         self.types: dict[int, int] = {}
-        self.partitions: dict[int, tuple[str, ...]] = {}
+        self.partitions: dict[int, tuple[Ancestor, ...]] = {}
         self.last_error: str | None = None
         self.timeline: int | None = None
         self._settings = settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,36 @@ async def test_all_that_happens_to_partitions(
     await it.shows({"2": "b!", "3": "c!", "4": "moved", "5": "e", "6": "f", "7": "while down", "9": "i"})
     books = it.books()
     assert (books["double_creates"], books["steps_back"]) == (0, 0)
+
+
+def known_name(it: Pipe) -> str:
+    """Return the name by which the mapping knows its table."""
+    with contextlib.closing(State.read(it.state)) as state:
+        seen = state.seen("root:hubspot.companies")
+    return seen.table if seen is not None else ""
+
+
+@pytest.mark.parametrize("via_root", [True, False])
+async def test_a_root_that_is_renamed(
+    pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path, *, via_root: bool
+) -> None:
+    """Its partitions' rows are its own under any name, those of partitions made since, and after a restart."""
+    it = pipe(pg, hubspot_sandbox, tmp_path, via_root=via_root)
+    it.maps = [mapping("root", on_drift="warn")]
+    await it.make_slot()
+    async with it.running():
+        await it.shows({"1": "a", "2": "b", "3": "c"})
+        await execute(pg, "UPDATE root SET name = 'B' WHERE id = 2")
+        await it.shows({"1": "a", "2": "B", "3": "c"})
+        await execute(pg, "ALTER TABLE root RENAME TO trunk", "INSERT INTO trunk VALUES (4, 2, 'd')")
+        await eventually_async(lambda: known_name(it) == "public.trunk")
+        await execute(pg, "UPDATE trunk SET name = upper(name) || '!'")
+        await it.shows({"1": "A!", "2": "B!", "3": "C!", "4": "D!"})
+        await execute(pg, "CREATE TABLE new PARTITION OF trunk FOR VALUES IN (5); INSERT INTO trunk VALUES (6, 5, 'f')")
+        await it.shows({"1": "A!", "2": "B!", "3": "C!", "4": "D!", "6": "f"})
+    await execute(pg, "INSERT INTO trunk VALUES (7, 2, 'g')")
+    async with it.running():
+        await it.shows({"1": "A!", "2": "B!", "3": "C!", "4": "D!", "6": "f", "7": "g"})
 
 
 async def test_a_partitions_truncate_empties_nothing(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
