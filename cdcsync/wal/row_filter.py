@@ -24,6 +24,9 @@ from cdcsync.wal.decode import split_tuple
 AT_ONCE: Final = 1_000
 """Rows that one query is asked about."""
 
+_NUMBER: Final = '"cdcsync: number of the row"'
+"""No column's name, so that a condition cannot mean it."""
+
 _TYPES = "SELECT format_type(t.oid, t.mod) FROM unnest(%s::oid[], %s::int4[]) WITH ORDINALITY t(oid, mod, n) ORDER BY n"
 
 
@@ -100,8 +103,9 @@ class RowFilter:
             types = [name for (name,) in await rows(connection, _TYPES, parameters)]
             names = [sql.Identifier(column.name).as_string(connection) for column in columns]
             cast = ", ".join(f"u.{name}::{kind} AS {name}" for name, kind in zip(names, types, strict=True))
-            before = f"SELECT n, ({self._condition}\n) IS TRUE FROM (SELECT n, {cast} FROM unnest("  # noqa: S608 - the config's own SQL
-            after = f") WITH ORDINALITY AS u({', '.join(names)}, n)) AS {self._alias.as_string(connection)} ORDER BY n"
+            alias = self._alias.as_string(connection)
+            before = f"SELECT ({self._condition}\n) IS TRUE FROM (SELECT {_NUMBER}, {cast} FROM unnest("  # noqa: S608 - the config's own SQL
+            after = f") WITH ORDINALITY AS u({', '.join(names)}, {_NUMBER})) AS {alias} ORDER BY {_NUMBER}"
             arrays = ", ".join(["%s::text[]"] * len(names))
             self._queries[relation] = places, before.replace("%", "%%") + arrays + after.replace("%", "%%")
         return self._queries[relation]
@@ -120,7 +124,7 @@ class RowFilter:
             return verdicts
         except (psycopg.ProgrammingError, psycopg.NotSupportedError) as error:
             return dict.fromkeys(values, _refused(error))
-        return {key: meets for key, (_, meets) in zip(values, answers, strict=True)}
+        return {key: meets for key, (meets,) in zip(values, answers, strict=True)}
 
 
 def _named(condition: str, relation: Relation) -> list[int]:

@@ -48,6 +48,20 @@ async def test_it_says_what_the_server_would(each_pg: str) -> None:
     ) == [True, False, False, False, False]
 
 
+async def test_names_that_the_query_could_have_itself(each_pg: str) -> None:
+    """The condition's names are the table's columns, whatever the query around it is made of."""
+    async with await connect(each_pg) as connection:
+        await connection.execute(b"CREATE TABLE u (id int PRIMARY KEY, n int, u int)")
+        relation = await load_relation(connection, "public", "u")
+    settings = PostgresConfig.model_validate({"dsn": each_pg})
+    images = {"a": join_tuple([b"1", b"7", b"8"]), "b": join_tuple([b"2", b"8", b"8"])}
+    row_filter = RowFilter(settings, "public.u", "n < u.u AND u.n = 7")
+    assert await row_filter.judge(relation, images) == {"a": True, "b": False}
+    await row_filter.close()
+    with pytest.raises(SourceError, match='column "ordinality" does not exist'):
+        await RowFilter(settings, "public.u", "ordinality = 1").check(relation)
+
+
 async def test_a_condition_that_names_no_column(each_pg: str) -> None:
     """It is the same for all rows."""
     assert await judged(each_pg, "1 > 2", (b"1", None, None, None, ABSENT)) == [False]
