@@ -82,8 +82,9 @@ class Pipe:
         """Wait until the CRM holds these names."""
         try:
             await eventually_async(lambda: self.records() == wanted)
-        except TimeoutError:
-            assert self.records() == wanted
+        except TimeoutError as error:
+            message = f"the CRM holds {self.records()}, and should hold {wanted}"
+            raise AssertionError(message) from error
 
 
 async def execute(dsn: str, *statements: str) -> None:
