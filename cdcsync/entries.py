@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -136,6 +136,7 @@ class Tick:
     copies: list[CopyState] = field(default_factory=list)
     met: list[tuple[int, str]] = field(default_factory=list)  # copy, key
     resyncs: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
+    rereads: list[tuple[str, Sequence[str], float]] = field(default_factory=list)  # mapping, keys, Unix time
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark

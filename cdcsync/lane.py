@@ -39,7 +39,19 @@ from cdcsync.errors import (
 )
 from cdcsync.jobs import JobRunner
 from cdcsync.mappers.compile import Mapped
-from cdcsync.model import START, Applied, Batch, Missing, Op, Outcome, Position, Rejected, Relation, Retry
+from cdcsync.model import (
+    INCOMPLETE_ROW,
+    START,
+    Applied,
+    Batch,
+    Missing,
+    Op,
+    Outcome,
+    Position,
+    Rejected,
+    Relation,
+    Retry,
+)
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
 from cdcsync.route import Route
 from cdcsync.spill import Spill
@@ -72,6 +84,9 @@ class Surroundings(Protocol):
 
     async def tick(self) -> None:
         """Write everything down now."""
+
+    def reread(self, route: Route, key: str) -> None:
+        """Let a row be read from its table, if the config allows that."""
 
     def next_job(self) -> int:
         """Return a number for a new bulk job; no two unsettled jobs of any lane share one."""
@@ -728,6 +743,8 @@ class Lane:
         route.reasons[reason.code, reason.field] += 1
         backlog.park(row, time.monotonic())
         self._wake_waiters(route, row)
+        if reason.code == INCOMPLETE_ROW:
+            self.around.reread(route, row.key)
         self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
 
     def _wake_waiters(self, route: Route, row: PendingRow) -> None:

@@ -238,6 +238,10 @@ class Rejected:
     field: str | None = None
 
 
+INCOMPLETE_ROW: Final = "incomplete-row"
+"""Code of a rejection, of a row of which the stream did not carry a large value that did not change."""
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """This record was not written for a passing reason (a row lock, say). Sending it again may work."""

@@ -120,6 +120,8 @@ class Pipeline:
     """What the state file takes beside the rows that wait, above all the ledger; as of when none did."""
     _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
     """Comparisons that are not written down yet: mapping, reason, Unix time."""
+    _rereads: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of rows that are to be read from their tables, by mapping, not written down yet."""
     _requested: int = 0
     _taken_up: int = 0
     """Of the comparisons requested, those that the copies know of."""
@@ -368,6 +370,15 @@ class Pipeline:
         hint = f"backfill = false: it is not compared unless you run cdcsync resync {route.name}"
         self.log.error("changes may be missing in the CRM", map=route.name, reason=reason, hint=hint)
 
+    def reread(self, route: Route, key: str) -> None:
+        """Let a row be read from its table, if the config allows that: the stream did not carry all of it."""
+        if not route.config.backfill:
+            return
+        if route.name not in self._rereads:
+            self._rereads[route.name] = []
+            self._requested += 1
+        self._rereads[route.name].append(key)
+
     async def reached(self, lsn: int) -> None:
         """Wait until everything that was committed before ``lsn`` has been fed."""
         while self.received_lsn < lsn:
@@ -453,6 +464,8 @@ class Pipeline:
         copied = self.copies.collect(tick)
         tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
         tick.resyncs, self._resyncs = self._resyncs, []
+        tick.rereads = [(name, keys, time.time()) for name, keys in self._rereads.items()]
+        self._rereads = {}
         tick.drifted, self._drifted = self._drifted, []
         tick.seen, self._seen = list(self._seen.items()), {}
         self._last_write = asyncio.ensure_future(self._write(tick, copied))
@@ -477,7 +490,7 @@ class Pipeline:
 
     @property
     def _dirty(self) -> bool:
-        mine = self._pauses, self._resyncs, self._drifted, self._seen
+        mine = self._pauses, self._resyncs, self._rereads, self._drifted, self._seen
         return any(mine) or self.copies.dirty or any(lane.dirty for lane in self.lanes)
 
     async def _apply_pauses(self) -> None:

@@ -19,7 +19,7 @@ from cdcsync.entries import Known
 from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
-from cdcsync.model import Link, Op, Record, Rejected, Relation
+from cdcsync.model import INCOMPLETE_ROW, Link, Op, Record, Rejected, Relation
 
 HASH_BYTES = 8
 _NOT_SENT = bytes(HASH_BYTES)
@@ -186,9 +186,9 @@ def _found(places: Sequence[str], known_id: str | None, facts: Facts) -> str | N
 def _incomplete(mapped: Mapped) -> Rejected:
     names = ", ".join(mapped.absent)
     return Rejected(
-        "incomplete-row",
+        INCOMPLETE_ROW,
         f"the stream did not carry the unchanged large value behind {names}, and the CRM does not hold the record; "
-        "any write to that column in PostgreSQL sends it",
+        "with backfill = true it is read from the table, else any write to that column sends it",
         mapped.absent[0],
     )
 

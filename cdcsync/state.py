@@ -395,6 +395,8 @@ class State:
             [(_cursor_text(c), c.rows, c.estimate, c.read, c.id) for c in tick.copies],
         )
         execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
+        for mapping, keys, at in tick.rereads:
+            self._request(mapping, "large values did not come with the stream", at, sweep=False, keys=keys)
         for mapping, reason, at in tick.resyncs:
             self._request(mapping, reason, at, sweep=True)
         execute(

@@ -16,7 +16,7 @@ from psycopg import sql
 
 from cdcsync.config import PostgresConfig
 from cdcsync.errors import SourceError, SourceUnavailableError
-from cdcsync.model import ABSENT, Rejected, Relation, Text
+from cdcsync.model import ABSENT, INCOMPLETE_ROW, Rejected, Relation, Text
 from cdcsync.wal.catalog import rows
 from cdcsync.wal.connect import Connection, connect_again
 from cdcsync.wal.decode import split_tuple
@@ -140,9 +140,9 @@ def _unfit(given: Mapping[str, Text]) -> Rejected | None:
     for column, value in given.items():
         if value is ABSENT:
             return Rejected(
-                "incomplete-row",
+                INCOMPLETE_ROW,
                 f"the stream did not carry the unchanged large value of {column}, by which where decides whether the"
-                " row is sent; any write to that column in PostgreSQL sends it",
+                " row is sent; with backfill = true it is read from the table, else any write to that column sends it",
                 column,
             )
         try:

@@ -61,6 +61,31 @@ async def test_rows_enter_and_leave_a_filter(pg: str, hubspot_sandbox: SandboxTh
         await it.shows({"4": None, "6": "y"})
 
 
+@pytest.mark.usefixtures("filters")
+async def test_large_values_that_do_not_come_are_read(pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path) -> None:
+    """A row enters the filter by an update that leaves a large value alone: it comes from the table, once, as it is."""
+    await execute(
+        pg,
+        "CREATE TABLE t (id int PRIMARY KEY, live bool NOT NULL, name text, large text)",
+        "CREATE UNIQUE INDEX t_live ON t (id, live); ALTER TABLE t REPLICA IDENTITY USING INDEX t_live",
+        "INSERT INTO t SELECT id, false, 'n' || id FROM generate_series(1, 4) AS id",
+        f"UPDATE t SET large = {LARGE}",
+    )
+    it = Pipe(pg, hubspot_sandbox, tmp_path / "state.db", [mapping("t", where="live", fields={"name": "large"})])
+    await it.make_slot()
+    async with it.running():
+        await execute(pg, "INSERT INTO t VALUES (9, true, 'x', 'x')")
+        await it.shows({"9": "x"})
+        with psycopg.connect(pg, autocommit=True) as connection:
+            large: dict[str, str] = dict(connection.execute("SELECT id::text, large FROM t").fetchall())
+        await execute(pg, "UPDATE t SET live = true WHERE id IN (1, 2)", "UPDATE t SET live = true WHERE id = 3")
+        await it.shows({"9": "x", "1": large["1"], "2": large["2"], "3": large["3"]})
+    books = it.books()
+    assert (books["double_creates"], books["steps_back"]) == (0, 0)
+    with contextlib.closing(State.read(tmp_path / "state.db")) as state:
+        assert not list(state.rejects("t:hubspot.companies"))
+
+
 async def test_what_where_leaves_out_costs_the_crm_nothing(
     pg: str, hubspot_sandbox: SandboxThread, tmp_path: Path, filters: str
 ) -> None:
