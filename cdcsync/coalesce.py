@@ -4,7 +4,8 @@ One ``Fold`` serves one mapping. Its rules:
 
 * insert + update = insert with the columns merged; anything + delete = delete; delete + insert = update, unless both
   may have been sent before a crash.
-* A column that was not sent (unchanged TOAST) keeps the value folded earlier, else stays absent.
+* A column that was not sent (unchanged TOAST) keeps the value folded earlier, else stays absent. A row that was
+  deleted and comes back, as into a row filter, has nothing to keep: what the record holds may be out of date.
 * A row has a *seat*, the key that it has in the database, and *places*: the keys under which the CRM may hold its
   record. Changes alter the seat alone, and what is sent the places alone. So a key change is an update of the same
   record.
@@ -142,6 +143,10 @@ def fill_absent(image: bytes, relation: Relation, older: bytes, older_relation: 
     return join_tuple(values)
 
 
+def _lacks(image: bytes) -> bool:
+    return _UNCHANGED in image and ABSENT in split_tuple(image)
+
+
 def complete_from_old(change: Change) -> bytes:
     """Return the new tuple, with what the server left out taken from the old tuple of the same message.
 
@@ -253,7 +258,9 @@ class Fold:
         if row is None:
             return self.put(self._new(event, image))
         self.size -= row.size
-        if not row.deleted:
+        if row.deleted:
+            row.whole = row.whole or _lacks(image)
+        else:
             image = fill_absent(image, event.change.relation, row.image, row.relation)
         _advance(row, event, image)
         self.size += row.size
@@ -316,6 +323,8 @@ def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     # With ``whole`` the earlier state may be that of another row, which had the record before.
     if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
+    elif not newer.deleted and older.deleted:
+        newer.whole = newer.whole or _lacks(newer.image)
     _inherit(newer, older)
     return newer
 

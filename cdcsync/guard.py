@@ -191,10 +191,7 @@ class Guard:
         """Look for ever. Raises SourceError for what is to end the daemon."""
         while True:
             try:
-                async with (
-                    await connect_again(self._settings) as connection,
-                    telling_blockers(self._settings, connection, self._log),
-                ):
+                async with await connect_again(self._settings) as connection:
                     await self._watch(connection)
             except (psycopg.Error, SourceUnavailableError) as error:
                 self._log.debug("the tables cannot be looked at", reason=str(error))
@@ -204,10 +201,11 @@ class Guard:
         """Look again whenever something in the catalogs has changed, or a person has resumed a mapping."""
         looked = ""
         while True:
-            now = await self._fingerprint(connection)
-            if now != looked or self._gap or any(route.drift_mark and not route.paused for route in self._routes):
-                await self._look(connection)
-                looked = now
+            async with telling_blockers(self._settings, connection, self._log):
+                now = await self._fingerprint(connection)
+                if now != looked or self._gap or any(route.drift_mark and not route.paused for route in self._routes):
+                    await self._look(connection)
+                    looked = now
             await self._pause()
 
     async def _pause(self) -> None:

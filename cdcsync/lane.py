@@ -13,6 +13,7 @@ under way at once, no two with a common key. Where a row stands is always one of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter, defaultdict
@@ -261,7 +262,10 @@ class Lane:
 
     async def run(self) -> None:
         """Open the CRM, take up its jobs again, and send until stopped; in-flight batches settle before it returns."""
-        async with asyncio.TaskGroup() as tasks:
+        async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+            for route in self.routes:
+                if route.row_filter is not None:
+                    stack.push_async_callback(route.row_filter.close)
             await self._open()
             self.jobs.resume(tasks)
             while not self.stopping:
@@ -269,9 +273,6 @@ class Lane:
                 delay = self._dispatch(tasks)
                 await self._sleep(delay)
             self.jobs.stop()
-        for route in self.routes:
-            if route.row_filter is not None:
-                await route.row_filter.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def stop(self) -> None:
@@ -386,13 +387,16 @@ class Lane:
 
     async def _carry(self, route: Route, rows: list[PendingRow]) -> None:
         """Plan and send rows that were taken; each is settled, parked, or waiting again when this returns."""
+        sending = False
         try:
-            for draft_group in await self._plan(route, rows):
+            groups = await self._plan(route, rows)
+            sending = True
+            for draft_group in groups:
                 await self._send(route, *draft_group)
         except DestinationError as error:
             self.failed(error)
             # Whatever the error says of its own request: others of the same batch may have been answered before.
-            self.give_back(route, rows)
+            self.give_back(route, rows, uncertain=sending)
         finally:
             self._active -= 1
             self.nudge()
@@ -430,7 +434,8 @@ class Lane:
     async def _leave_out(self, route: Route, row_filter: RowFilter, rows: list[PendingRow]) -> list[PendingRow]:
         """Let rows that do not meet the mapping's ``where`` be deletes, as a publication's row filter would.
 
-        What the CRM never had needs no delete; rows about which nothing can be said are parked.
+        What we never wrote needs no delete, once all rows that meet it were copied. Rows of which nothing can be said
+        are parked.
         """
         images: defaultdict[Relation, dict[str, bytes]] = defaultdict(dict)
         for row in rows:
@@ -448,9 +453,9 @@ class Lane:
             verdict = verdicts.get(row.key, True)
             if isinstance(verdict, Rejected):
                 self._park(route, row, verdict)
-            elif verdict:
+            elif verdict and not row.deleted:
                 staying.append(row)
-            elif row.uncertain or known.keys() & row.keys:
+            elif row.uncertain or known.keys() & row.keys or (row.deleted and not route.whole):
                 route.backlog.refit(row, _gone, time.monotonic())
                 staying.append(row)
             else:
@@ -516,6 +521,7 @@ class Lane:
             known = await self.known(route, keys)
             for key, there in backlog.resolve(found, known, time.monotonic()).items():
                 self.books.ledger[route.name, key] = None if there is None else _relocated(*there)
+                self._wake_waiters(route, [key])
         except DestinationError as error:
             self.failed(error)
         finally:
@@ -559,9 +565,11 @@ class Lane:
 
     async def rejects(self, route: Route, keys: list[str]) -> list[Reject]:
         """Read parked rows."""
-        fresh = [self.books.rejects[route.name, key] for key in keys if (route.name, key) in self.books.rejects]
         asked = [key for key in keys if (route.name, key) not in self.books.rejects]
         stored = await self.around.on_file(lambda state: list(state.rejects(route.name, asked))) if asked else []
+        # What was parked or taken up while the file was read is newer than what the file said.
+        stored = [reject for reject in stored if (route.name, reject.row.key) not in self.books.rejects]
+        fresh = [self.books.rejects[route.name, key] for key in keys if (route.name, key) in self.books.rejects]
         for reject in stored:
             reject.row.doubt()  # before a crash it may have been sent once more
         return [reject for reject in [*fresh, *stored] if reject is not None]
@@ -718,6 +726,9 @@ class Lane:
         if row.deleted and row.uncertain:
             for place in row.places:
                 self.books.ledger[route.name, place] = None
+        if row.deleted:
+            for key in row.keys:
+                self.books.links_settled(route.name, key)
         self.books.counters["suppressed"] += 1
         self._settled(route, row)
 
@@ -726,9 +737,10 @@ class Lane:
         self._wake_children(route, row)
 
     def _wake_children(self, route: Route, row: PendingRow) -> None:
-        self._wake_waiters(route, row)
+        keys = {shown(row.key), *row.keys}
+        self._wake_waiters(route, keys)
         orphans: set[tuple[str, str]] = set()
-        for key in {shown(row.key), *row.keys}:
+        for key in keys:
             orphans |= self._orphans.pop((route.name, key), set())
         if orphans:
             self.jobs.spawn(self._adopt_orphans(orphans))
@@ -742,13 +754,13 @@ class Lane:
         self.books.rejects[route.name, row.key] = Reject(row, reason.code, reason.field, reason.message, time.time())
         route.reasons[reason.code, reason.field] += 1
         backlog.park(row, time.monotonic())
-        self._wake_waiters(route, row)
+        self._wake_waiters(route, {shown(row.key), *row.keys})
         if reason.code == INCOMPLETE_ROW:
             self.around.reread(route, row.key)
         self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
 
-    def _wake_waiters(self, route: Route, row: PendingRow) -> None:
-        for key in {shown(row.key), *row.keys}:
+    def _wake_waiters(self, route: Route, keys: Iterable[str]) -> None:
+        for key in keys:
             for name, child in self._waiters.pop((route.name, key), ()):
                 self._by_name[name].backlog.wake(child, time.monotonic())
 

@@ -48,6 +48,8 @@ FENCE_SECONDS = 5.0
 """With a mirror: no request starts later than this after the mirror was last seen to be this daemon's."""
 RESUME_SHARE = 0.8
 """Of the budgets for memory and disk: below it, reading goes on."""
+MEASURE_SECONDS = 60.0
+"""How often the rows in the journal are measured, at most."""
 MAX_UNWRITTEN = 50_000
 """Journal entries that a tick may find: it holds all of them in memory once more. With as many, it comes at once."""
 
@@ -118,6 +120,7 @@ class Pipeline:
     _file_size: int = 0
     _file_rest: int = field(init=False)
     """What the state file takes beside the rows that wait, above all the ledger; as of when none did."""
+    _measure_at: float = 0.0
     _resyncs: list[tuple[str, str, float]] = field(default_factory=list)
     """Comparisons that are not written down yet: mapping, reason, Unix time."""
     _rereads: dict[str, list[str]] = field(default_factory=dict)
@@ -420,10 +423,17 @@ class Pipeline:
             self.copies.take_up(self.lanes, await self.on_file(State.copies))
             self._taken_up = requested
             self._file_size = await self.on_file(State.size)
-            if not any(lane.pending for lane in self.lanes):
-                self._file_rest = self._file_size
+            await self._tell_rest_apart()
             self._check_balance()
             self._watch_budgets()
+
+    async def _tell_rest_apart(self) -> None:
+        """See how much of the state file is not of rows that wait; to look at each of these is for when it matters."""
+        if not any(lane.pending for lane in self.lanes):
+            self._file_rest = self._file_size
+        elif self._file_size - self._file_rest > RESUME_SHARE * self.max_journal and _clock() >= self._measure_at:
+            self._file_rest = max(0, self._file_size - await self.on_file(State.journal_size))
+            self._measure_at = _clock() + MEASURE_SECONDS
 
     async def _confirm_ownership(self) -> None:
         """See that no other daemon has taken the state over; while that cannot be seen, nothing is sent for long."""

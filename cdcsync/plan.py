@@ -144,10 +144,14 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
 def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[str, ...], plan: Plan) -> None:
     known = _entry(row, facts.known)
     moved = bool(row.origins)
-    if moved and not facts.asked and (row.uncertain or known is None):
+    # A row that lacks columns must not be made anew where the record went with a delete of which no answer came.
+    doubtful = row.uncertain and bool(moved or mapped.absent)
+    if not facts.asked and (doubtful or (moved and known is None)):
         plan.ask.append(row)
         return
     op, crm_id = _operation(row, known, facts)
+    if facts.asked and known is not None and crm_id != known.crm_id:
+        known = None  # another record than the one that the ledger tells of
     missing = crm_id is None and (facts.asked or known is None)
     if mapped.absent and (row.whole or missing):
         plan.rejected.append((row, _incomplete(mapped)))
@@ -164,7 +168,7 @@ def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[s
 
 def _operation(row: PendingRow, known: Known | None, facts: Facts) -> tuple[Op, str | None]:
     known_id = known.crm_id if known is not None else None
-    if not row.origins:
+    if not row.origins and not facts.asked:
         return Op.UPSERT, known_id
     crm_id = _found((*row.origins, row.key), known_id, facts) if facts.asked else known_id
     if crm_id is None or crm_id == facts.found.get(row.key):

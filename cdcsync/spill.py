@@ -20,7 +20,7 @@ from cdcsync.route import Route
 if TYPE_CHECKING:
     from cdcsync.lane import Lane  # a lane owns its spill; here only for its type
 
-FREEZE_FROM = 0.8
+FREEZE_FROM = 0.7
 FREEZE_TO = 0.4
 """Of the budget: from where on rows are left to the journal, and down to where."""
 AT_ONCE = 5_000

@@ -396,7 +396,7 @@ class State:
         )
         execute("INSERT OR IGNORE INTO met VALUES (?,?)", sorted(tick.met))
         for mapping, keys, at in tick.rereads:
-            self._request(mapping, "large values did not come with the stream", at, sweep=False, keys=keys)
+            self._request(mapping, "large values did not come with the stream", at, sweep=True, keys=keys)
         for mapping, reason, at in tick.resyncs:
             self._request(mapping, reason, at, sweep=True)
         execute(

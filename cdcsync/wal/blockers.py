@@ -39,8 +39,7 @@ async def telling_blockers(
         yield
     finally:
         telling.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await telling
+        await asyncio.wait([telling])  # unlike awaiting it, this does not take a cancel of ours for its own
 
 
 async def _tell(settings: PostgresConfig, pid: int, log: structlog.typing.FilteringBoundLogger) -> None:

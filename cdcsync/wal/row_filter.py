@@ -1,13 +1,14 @@
 """A mapping's ``where`` on PostgreSQL 13 and 14, whose publications have no row filters.
 
 The stream brings all rows of the table, and the server is asked about those that are to be sent: it evaluates the
-condition on the values that came with the stream, not on the table's row of today. What comes out is what the row
-filter of a later server would have let through.
+condition on the values that came with the stream, not on the table's row of today. Unlike the row filter of a later
+server it does not see the row before a change: whether the CRM has the row is for the ledger to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -35,46 +36,64 @@ class RowFilter:
 
     def __init__(self, settings: PostgresConfig, table: str, condition: str) -> None:
         self._settings = settings
-        self._alias = sql.Identifier(table.partition(".")[2])
+        self._table = table.partition(".")[2]
         self._condition = condition
         self._connection: Connection | None = None
         self._turn = asyncio.Lock()
-        self._queries: dict[Relation, tuple[list[int], str]] = {}
+        self._queries: dict[Relation, str] = {}
 
     async def judge(self, relation: Relation, images: Mapping[str, bytes]) -> dict[str, bool | Rejected]:
         """Say of each row, a tuple of ``relation`` by its key, whether it meets the condition.
 
         A row about which that cannot be said is to be rejected. Raises SourceUnavailableError.
         """
-        verdicts: dict[str, bool | Rejected] = {}
         async with self._turn:
             try:
-                places, query = await self._query(relation)
-                pending: dict[str, list[str | None]] = {}
-                for key, image in images.items():
-                    values = split_tuple(image)
-                    given = {relation.columns[place].name: values[place] for place in places}
-                    refused = _unfit(given)
-                    if refused is not None:
-                        verdicts[key] = refused
-                    else:
-                        pending[key] = [_decoded(value) for value in given.values()]
-                keys = list(pending)
-                for start in range(0, len(keys), AT_ONCE):
-                    verdicts |= await self._ask(query, {key: pending[key] for key in keys[start : start + AT_ONCE]})
-            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                return await self._judge(relation, images)
+            except (psycopg.Error, SourceUnavailableError) as error:
+                # A connection that nobody has used for a while may have been ended; nothing is known of another one.
                 await self.close()
-                raise SourceUnavailableError(
-                    f"PostgreSQL cannot be asked which rows meet {self._condition!r}: {str(error).strip()}"
-                ) from error
+                if not isinstance(error, psycopg.Error):
+                    raise
+            try:
+                return await self._judge(relation, images)
+            except psycopg.Error as error:
+                await self.close()
+                raise self._unavailable(error) from error
+
+    def _unavailable(self, error: psycopg.Error) -> SourceUnavailableError:
+        return SourceUnavailableError(
+            f"PostgreSQL cannot be asked which rows meet {self._condition!r}: {str(error).strip()}"
+        )
+
+    async def _judge(self, relation: Relation, images: Mapping[str, bytes]) -> dict[str, bool | Rejected]:
+        verdicts: dict[str, bool | Rejected] = {}
+        pending: dict[str, list[str | None]] = {}
+        places = _named(self._condition, self._table, relation)
+        for key, image in images.items():
+            values = split_tuple(image)
+            given = {relation.columns[place].name: values[place] for place in places}
+            refused = _unfit(given)
+            if refused is not None:
+                verdicts[key] = refused
+            else:
+                pending[key] = [_decoded(value) for value in given.values()]
+        keys = list(pending)
+        for start in range(0, len(keys), AT_ONCE):
+            verdicts |= await self._ask(relation, {key: pending[key] for key in keys[start : start + AT_ONCE]})
         return verdicts
 
     async def check(self, relation: Relation) -> None:
-        """See that the server understands the condition, and keep no connection. Raises SourceError."""
+        """See that the server understands the condition, and keep no connection.
+
+        Raises SourceError or SourceUnavailableError.
+        """
         try:
-            _, query = await self._query(relation)
-            await rows(await self._open(), query, [[] for _ in range(query.count("%s::text[]"))])
-        except (psycopg.ProgrammingError, psycopg.NotSupportedError, psycopg.DataError) as error:
+            query = await self._query(relation)
+            await rows(await self._open(), query, [[] for _ in _named(self._condition, self._table, relation)])
+        except psycopg.Error as error:
+            if _passing(error):
+                raise self._unavailable(error) from error
             raise SourceError(
                 f"PostgreSQL does not understand the mapping's where, {self._condition}: {error.diag.message_primary}",
                 hint="it is a condition in SQL on the table's columns",
@@ -93,47 +112,57 @@ class RowFilter:
             self._connection = await connect_again(self._settings)
         return self._connection
 
-    async def _query(self, relation: Relation) -> tuple[list[int], str]:
-        """Return which columns the condition may name, and the query that takes their values as arrays of texts."""
+    async def _query(self, relation: Relation) -> str:
+        """Return the query that takes the values of the columns that the condition may name, as arrays of texts."""
         connection = await self._open()
         if relation not in self._queries:
-            places = _named(self._condition, relation)
-            columns = [relation.columns[place] for place in places]
+            columns = [relation.columns[place] for place in _named(self._condition, self._table, relation)]
             parameters = [[column.type_oid for column in columns], [column.typmod for column in columns]]
             types = [name for (name,) in await rows(connection, _TYPES, parameters)]
             names = [sql.Identifier(column.name).as_string(connection) for column in columns]
             cast = ", ".join(f"u.{name}::{kind} AS {name}" for name, kind in zip(names, types, strict=True))
-            alias = self._alias.as_string(connection)
+            alias = sql.Identifier(self._table).as_string(connection)
             before = f"SELECT ({self._condition}\n) IS TRUE FROM (SELECT {_NUMBER}, {cast} FROM unnest("  # noqa: S608 - the config's own SQL
             after = f") WITH ORDINALITY AS u({', '.join(names)}, {_NUMBER})) AS {alias} ORDER BY {_NUMBER}"
             arrays = ", ".join(["%s::text[]"] * len(names))
-            self._queries[relation] = places, before.replace("%", "%%") + arrays + after.replace("%", "%%")
+            self._queries[relation] = before.replace("%", "%%") + arrays + after.replace("%", "%%")
         return self._queries[relation]
 
-    async def _ask(self, query: str, values: Mapping[str, Sequence[str | None]]) -> dict[str, bool | Rejected]:
-        connection = await self._open()
+    async def _ask(self, relation: Relation, values: Mapping[str, Sequence[str | None]]) -> dict[str, bool | Rejected]:
+        """Ask about some rows; where the server cannot answer, about fewer, until it is clear which one is to blame."""
         arrays = [list(column) for column in zip(*values.values(), strict=True)]
         try:
-            answers = await rows(connection, query, arrays)
-        except psycopg.DataError as error:
+            answers = await rows(await self._open(), await self._query(relation), arrays)
+        except psycopg.Error as error:
+            if _passing(error):
+                raise
+            # A type may have another name by now.
+            self._queries.pop(relation, None)
             if len(values) == 1:
                 return dict.fromkeys(values, _refused(error))
-            verdicts: dict[str, bool | Rejected] = {}
-            for key, row in values.items():
-                verdicts |= await self._ask(query, {key: row})
-            return verdicts
-        except (psycopg.ProgrammingError, psycopg.NotSupportedError) as error:
-            return dict.fromkeys(values, _refused(error))
+            keys, half = list(values), len(values) // 2
+            verdicts = await self._ask(relation, {key: values[key] for key in keys[:half]})
+            return verdicts | await self._ask(relation, {key: values[key] for key in keys[half:]})
         return {key: meets for key, (meets,) in zip(values, answers, strict=True)}
 
 
-def _named(condition: str, relation: Relation) -> list[int]:
+def _passing(error: psycopg.Error) -> bool:
+    """Whether it is the connection or the server that fails, and not the evaluation (SQLSTATE classes)."""
+    return error.sqlstate is None or error.sqlstate[:2] in {"08", "40", "53", "55", "57", "58"}
+
+
+def _named(condition: str, table: str, relation: Relation) -> list[int]:
     """Return the columns whose names occur in a condition, which may be more than those that it means."""
-    if 'u&"' in condition.lower():  # names with escapes
-        return list(range(len(relation.columns)))
     text = condition.replace('""', '"').lower()
-    named = [place for place, column in enumerate(relation.columns) if column.name.lower() in text]
-    return named or [0]
+    everything = list(range(len(relation.columns)))
+    # Names with escapes, and the row as a whole.
+    if 'u&"' in text or re.search(rf"{_word(table)}(?!\"?\s*\.)", text):
+        return everything
+    return [place for place in everything if re.search(_word(relation.columns[place].name), text)] or [0]
+
+
+def _word(name: str) -> str:
+    return rf"(?<![\w$]){re.escape(name.lower())}(?![\w$])"
 
 
 def _unfit(given: Mapping[str, Text]) -> Rejected | None:

@@ -99,7 +99,7 @@ async def test_a_condition_that_the_server_does_not_understand(each_pg: str) -> 
 
 
 async def test_a_lost_connection(each_pg: str) -> None:
-    """The question fails for a while, and is asked anew on another connection."""
+    """The question is asked anew on another connection; where there is none, that is said."""
     row_filter, relation = await filtering(each_pg, "id > 1")
     row = {"2": join_tuple([b"2", None, None, None, ABSENT])}
     assert await row_filter.judge(relation, row) == {"2": True}
@@ -108,7 +108,52 @@ async def test_a_lost_connection(each_pg: str) -> None:
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
-    with pytest.raises(SourceUnavailableError, match="cannot be asked which rows meet 'id > 1'"):
-        await row_filter.judge(relation, row)
     assert await row_filter.judge(relation, row) == {"2": True}
+    await row_filter.close()
+    nowhere = PostgresConfig.model_validate({"dsn": "host=127.0.0.1 port=9"})
+    with pytest.raises(SourceUnavailableError, match="cannot connect"):
+        await RowFilter(nowhere, "public.t", "id > 1").judge(relation, row)
+
+
+async def test_errors_of_any_class_are_the_row_s(each_pg: str) -> None:
+    """A limit of the program, a check of a domain and an exception of a function park the row, and no other."""
+    async with await connect(each_pg) as connection:
+        await connection.execute(b"CREATE TABLE f (id int PRIMARY KEY, word text, n int)")
+        await connection.execute(
+            b"CREATE FUNCTION picky(int) RETURNS bool LANGUAGE plpgsql AS"
+            b" $$ BEGIN IF $1 = 0 THEN RAISE 'not this one'; END IF; RETURN true; END $$"
+        )
+        await connection.execute(b"CREATE DOMAIN odd AS int CHECK (VALUE % 2 = 1)")
+        relation = await load_relation(connection, "public", "f")
+    settings = PostgresConfig.model_validate({"dsn": each_pg})
+    good = join_tuple([b"1", b"a b", b"1"])
+    long = " ".join(f"w{number}" for number in range(200_000)).encode()
+    for condition, bad in (
+        ("picky(n)", join_tuple([b"2", b"a", b"0"])),
+        ("n::odd = 1", join_tuple([b"2", b"a", b"2"])),
+        ("to_tsvector('simple', word) IS NOT NULL", join_tuple([b"2", long, b"1"])),
+    ):
+        row_filter = RowFilter(settings, "public.f", condition)
+        verdicts = await row_filter.judge(relation, {"1": good, "2": bad, "3": good})
+        assert (verdicts["1"], verdicts["3"]) == (True, True), condition
+        refused = verdicts["2"]
+        assert isinstance(refused, Rejected)
+        assert refused.code == "where-failed"
+        await row_filter.close()
+
+
+async def test_only_what_the_condition_may_mean_has_to_be_there(each_pg: str) -> None:
+    """A column whose name is part of another one's may be absent; the row as a whole is all of its columns."""
+    async with await connect(each_pg) as connection:
+        await connection.execute(b"CREATE TABLE w (id int PRIMARY KEY, body text, body_type text)")
+        relation = await load_relation(connection, "public", "w")
+    settings = PostgresConfig.model_validate({"dsn": each_pg})
+    rows = {"1": join_tuple([b"1", ABSENT, b"x"]), "2": join_tuple([b"2", None, b"x"])}
+    row_filter = RowFilter(settings, "public.w", "w.body_type = 'x'")
+    assert await row_filter.judge(relation, rows) == {"1": True, "2": True}
+    await row_filter.close()
+    row_filter = RowFilter(settings, "public.w", "w IS NOT NULL")
+    verdicts = await row_filter.judge(relation, rows)
+    assert verdicts["2"] is False
+    assert isinstance(verdicts["1"], Rejected)
     await row_filter.close()

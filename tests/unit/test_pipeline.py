@@ -7,7 +7,7 @@ import contextlib
 import datetime as dt
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from cdcsync.apply.rate import RateController
 from cdcsync.config import MapConfig
 from cdcsync.copies import COPY_ROOM, SWEEP_FREELY, Copy, Paused
 from cdcsync.entries import CopyState, Known
-from cdcsync.errors import SourceError, StateError
+from cdcsync.errors import SourceError, SourceUnavailableError, StateError
 from cdcsync.lane import Lane
 from cdcsync.model import (
+    ABSENT,
     START,
     Applied,
     Batch,
@@ -48,6 +49,7 @@ from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.decode import join_tuple
+from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
 from cdcsync.wal.snapshot import Backfill, Cursor
 from tests.polling import eventually_async
@@ -660,3 +662,113 @@ def test_a_locked_state_file_is_an_error_with_a_remedy(tmp_path: Path) -> None:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(StateError, match="cannot write the state file"):
             state.announce("crm", START)
+
+
+def test_a_row_in_part_is_not_made_where_its_record_may_be_gone(tmp_path: Path) -> None:
+    """The answer to a delete was lost, and the row comes back without its large value: it is not made in part."""
+    crm = MemoryCrm()
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), crm=crm) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            crm.judge, crm.writes_before_judging = lambda *_: Retry("UNANSWERED", "nothing said"), True
+            at.commit(delete(COMPANIES, "1", "a"))
+            await eventually_async(lambda: not at.crm.keys("Account"))
+            at.commit(Change(ChangeKind.INSERT, COMPANIES, join_tuple([b"1", ABSENT])))
+            crm.judge = lambda *_: None
+            await at.settled()
+            assert at.crm.keys("Account") == set()
+            assert at.lane.rejected == 1
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            assert at.crm.records["Account", "1"]["Name"] == "a"
+
+    run(work)
+
+
+def test_a_child_whose_parent_loses_its_place_is_looked_at(tmp_path: Path) -> None:
+    """After a crash two rows had key 1, and neither has it now: a child that refers to it waits for nobody."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), people()) as at:
+            at.commit(insert(COMPANIES, "1", "a"))
+            await at.settled()
+            at.lane._replay = Position(1 << 40, 0)
+            asked = threading.Event()
+            find = at.crm.find
+
+            def slow(target: Target, keys: Sequence[str]) -> dict[str, str]:
+                asked.wait(10)
+                return find(target, keys)
+
+            at.crm.find = slow  # type: ignore[method-assign]  # so that the child comes to wait meanwhile
+            at.commit(
+                update(COMPANIES, ["1", "a"], ["2", "a"]),
+                insert(COMPANIES, "1", "b"),
+                update(COMPANIES, ["1", "b"], ["3", "b"]),
+                insert(PEOPLE, "7", "x", "1"),
+            )
+            at.crm.records["Account", "2"] = at.crm.records.pop(("Account", "1"))
+            at.crm.records["Account", "3"] = {"id": "Account-b", "Name": "b"}
+            at.lane._replay = START
+            at.lane.nudge()
+            await eventually_async(lambda: at.route("people").backlog.held)
+            asked.set()
+            await at.settled()
+            assert at.crm.keys("Account") == {"2", "3"}
+
+    run(work)
+
+
+class Refusing(RowFilter):
+    """A filter that no row meets; the server is out of reach at the first question."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def judge(self, relation: Relation, images: Mapping[str, bytes]) -> dict[str, bool | Rejected]:
+        del relation
+        self.asked += 1
+        if self.asked == 1:
+            raise SourceUnavailableError("gone")
+        return dict.fromkeys(images, False)
+
+    async def close(self) -> None:
+        """There is no connection."""
+
+
+def test_records_of_others_stay_whatever_where_leaves_out(tmp_path: Path) -> None:
+    """A row outside the condition, of which the CRM has a record that we did not write, is none of our business."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies()) as at:
+            route = at.route("companies")
+            route.row_filter, route.whole = Refusing(), True
+            at.crm.records["Account", "1"] = {"id": "theirs-1"}
+            at.crm.records["Account", "2"] = {"id": "theirs-2"}
+            at.commit(update(COMPANIES, ["1", "a"], ["1", "b"]), delete(COMPANIES, "2", "a"))
+            await at.settled()
+            assert at.crm.keys("Account") == {"1", "2"}
+
+    run(work)
+
+
+def test_a_ledger_beside_rows_that_wait_does_not_fill_the_journal(tmp_path: Path) -> None:
+    """With a row that waits for long, what the ledger takes is measured, and does not stop reading."""
+
+    async def work() -> None:
+        async with bench(tmp_path, companies(), people()) as at:
+            at.pipeline.max_journal = 1 << 20
+            at.route("people").paused = "for long"
+            at.commit(insert(PEOPLE, "7", "x", None))
+            at.commit(*[insert(COMPANIES, str(number), "a" * 100) for number in range(20_000)])
+            await eventually_async(lambda: not len(at.route("companies").backlog))
+            await at.pipeline.tick()
+            at.pipeline._file_size = await at.pipeline.on_file(State.size)
+            assert at.pipeline._file_size > at.pipeline.max_journal
+            await at.pipeline._tell_rest_apart()
+            at.pipeline._watch_budgets()
+            assert not at.pipeline.full
+
+    run(work)
