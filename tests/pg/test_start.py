@@ -20,7 +20,7 @@ from cdcsync.wal.coverage import gaps
 from cdcsync.wal.published import load_publication
 from tests.pg.piping import Pipe, execute, mapping
 from tests.pg.standby import caught_up, standby_of
-from tests.servers import server_home
+from tests.servers import needs, server_home
 
 PUBLISHED = "SELECT tablename FROM pg_publication_tables WHERE pubname = 'cdcsync'"
 
@@ -82,6 +82,7 @@ async def test_a_standby_tells_whether_a_filter_is_the_mappings(
     own_pg_server: EmbeddedPostgres, where: str, parted: str, *, fits: bool
 ) -> None:
     """The server stores the condition in words of its own; nothing can be made on a standby to compare them with."""
+    needs(own_pg_server.dsn(), 15)
     with psycopg.connect(own_pg_server.dsn(), autocommit=True) as connection:
         connection.execute(f"CREATE TABLE t (id text PRIMARY KEY, gone bool) {parted}".encode())
         connection.execute("ALTER TABLE t REPLICA IDENTITY FULL")
