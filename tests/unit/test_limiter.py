@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cdcsync.apply.limiter import Limiter
+from cdcsync.apply.limiter import GateStatus, Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.errors import TransientError
 from cdcsync.model import Window
@@ -106,7 +106,8 @@ def test_a_pause_is_visible(running: LoopThread) -> None:
     with ThreadPoolExecutor(1) as pool:
         waiter = pool.submit(limiter.wait)
         until(lambda: limiter.status().waiting == 1)
-        status = limiter.status()
+        status = running.call(limiter.status)  # on the loop, behind what was reported to it
+        assert isinstance(status, GateStatus)
         assert status.rate == pytest.approx(17.1)
         assert status.paused_for is not None
         assert 400 < status.paused_for <= 500
