@@ -143,7 +143,8 @@ def fill_absent(image: bytes, relation: Relation, older: bytes, older_relation: 
     return join_tuple(values)
 
 
-def _lacks(image: bytes) -> bool:
+def is_partial(image: bytes) -> bool:
+    """Whether a tuple does not carry all of its columns."""
     return _UNCHANGED in image and ABSENT in split_tuple(image)
 
 
@@ -259,7 +260,7 @@ class Fold:
             return self.put(self._new(event, image))
         self.size -= row.size
         if row.deleted:
-            row.whole = row.whole or _lacks(image)
+            row.whole = row.whole or is_partial(image)
         else:
             image = fill_absent(image, event.change.relation, row.image, row.relation)
         _advance(row, event, image)
@@ -324,7 +325,7 @@ def over(older: PendingRow, newer: PendingRow) -> PendingRow:
     if not newer.deleted and not older.deleted and not newer.whole:
         newer.image = fill_absent(newer.image, newer.relation, older.image, older.relation)
     elif not newer.deleted and older.deleted:
-        newer.whole = newer.whole or _lacks(newer.image)
+        newer.whole = newer.whole or is_partial(newer.image)
     _inherit(newer, older)
     return newer
 

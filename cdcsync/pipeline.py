@@ -17,13 +17,12 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
-from cdcsync.coalesce import Event, complete_from_old
+from cdcsync.coalesce import Event, complete_from_old, is_partial
 from cdcsync.copies import Copies
 from cdcsync.drift import Drift
 from cdcsync.entries import DriftMark, Seen, Tick
 from cdcsync.lane import Lane
 from cdcsync.model import (
-    ABSENT,
     Begin,
     Change,
     ChangeKind,
@@ -37,7 +36,6 @@ from cdcsync.model import (
 from cdcsync.route import Route
 from cdcsync.state import State
 from cdcsync.wal.catalog import Ancestor
-from cdcsync.wal.decode import split_tuple
 from cdcsync.wal.sight import TableSight
 
 T = TypeVar("T")
@@ -246,7 +244,7 @@ class Pipeline:
         if change.new is not None:
             image = complete_from_old(change)
             key = mapper.key_of(image)
-            partial = b"u" in image and ABSENT in split_tuple(image)
+            partial = is_partial(image)
         shape = None if self._is_older(route) else change.relation
         self.copies.note(route, shape, (key, old_key), self._transaction.xid, partial=partial)
         if key is None and old_key is not None:  # the row has lost its key: to the CRM it is gone
