@@ -13,7 +13,6 @@ stream brings again what came after it. That is why a copy under way has to be k
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Protocol, TypeAlias, TypeVar
 import structlog
 from psycopg import sql
 
+from cdcsync.clock import Clock
 from cdcsync.coalesce import Event, shown
 from cdcsync.config import MapConfig
 from cdcsync.entries import CopyState, Tick
@@ -52,6 +52,8 @@ RETRY_SECONDS = 2.0
 
 class Surroundings(Protocol):
     """What copies need of the pipeline."""
+
+    clock: Clock
 
     @property
     def position(self) -> Position:
@@ -265,7 +267,7 @@ class Copies:
         if copy.backfill is None:
             copy.backfill = await make(copy.route, copy.entry)
         entry = self._in_order(copy, copy.backfill.key_columns)
-        copy.began = (time.monotonic(), entry.rows)
+        copy.began = (self._around.clock.monotonic(), entry.rows)
         await copy.backfill.run(
             connect,
             received=lambda: self._around.received_lsn,
@@ -303,7 +305,7 @@ class Copies:
             await asyncio.sleep(0.05)  # sinks with every answer; no event says more
 
     def _emit(self, copy: Copy, rows: list[bytes], cursor: Cursor) -> None:
-        now = time.time()
+        now = self._around.clock.time()
         for row in rows:
             key = copy.key_of(row)
             if key is not None:
@@ -359,7 +361,7 @@ class Copies:
     def _delete(self, copy: Copy, keys: Iterable[str]) -> int:
         """Feed deletes of keys that were not met before the last tick, nor since."""
         gone = [key for key in keys if key not in copy.met]
-        now = time.time()
+        now = self._around.clock.time()
         for key in gone:
             change = Change(ChangeKind.DELETE, copy.shape, None)
             copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now))
@@ -369,7 +371,7 @@ class Copies:
         await self._around.tick()
         del self._by_mapping[copy.route.name]
         self._finished.add(copy.entry.id)
-        await self._around.on_file(lambda state: state.finish_copy(copy.entry, time.time(), error))
+        await self._around.on_file(lambda state: state.finish_copy(copy.entry, self._around.clock.time(), error))
         if error is None:
             self._log.info("copy done", map=copy.route.name, rows=copy.entry.rows)
             copy.route.whole = copy.route.whole or copy.entry.whole

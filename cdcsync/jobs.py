@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -91,7 +90,9 @@ class JobRunner:
     async def start(self, route: Route, op: Op, drafts: list[Draft]) -> None:
         """Write a new job down with its rows, and set it going."""
         number = self._lane.around.next_job()
-        job = Job(number, route.name, op, JobState.PLANNED, None, time.time(), len(drafts), route.config.meaning)
+        job = Job(
+            number, route.name, op, JobState.PLANNED, None, self._lane.clock.time(), len(drafts), route.config.meaning
+        )
         for draft in drafts:
             route.backlog.assign(draft.row, number)
         self._jobs[number] = self._unwritten[number] = job

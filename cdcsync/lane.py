@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,9 @@ from cdcsync.apply.base import Destination
 from cdcsync.apply.limiter import Limiter
 from cdcsync.backlog import IN_BATCH
 from cdcsync.books import Books
-from cdcsync.coalesce import Event, PendingRow, shown
-from cdcsync.entries import Known, Reject, Tick
+from cdcsync.clock import Clock
+from cdcsync.coalesce import Event, PendingRow
+from cdcsync.entries import Known, Tick
 from cdcsync.errors import (
     BatchRejectedError,
     DestinationError,
@@ -39,9 +39,7 @@ from cdcsync.errors import (
     TransientError,
 )
 from cdcsync.jobs import JobRunner
-from cdcsync.mappers.compile import Mapped
 from cdcsync.model import (
-    INCOMPLETE_ROW,
     START,
     Applied,
     Batch,
@@ -53,7 +51,9 @@ from cdcsync.model import (
     Relation,
     Retry,
 )
+from cdcsync.parents import Parents
 from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
+from cdcsync.rejects import Rejects
 from cdcsync.route import Route
 from cdcsync.spill import Spill
 from cdcsync.state import State
@@ -75,6 +75,8 @@ THREAD_PREFIX = "crm-"
 
 class Surroundings(Protocol):
     """What a lane needs of the pipeline."""
+
+    clock: Clock
 
     @property
     def position(self) -> Position:
@@ -119,8 +121,9 @@ class Lane:
         self.stopping = False
         self.unmapped = 0
         """Rows in the state file of mappings that are not configured now."""
-        self._by_name = {route.name: route for route in routes}
+        self.by_name = {route.name: route for route in routes}
         self.around = surroundings
+        self.clock = surroundings.clock
         self._max_wait = max_wait
         self._patient = patient
         self.log = log.bind(crm=name)
@@ -134,24 +137,22 @@ class Lane:
         self._opened = False
         self._horizon = START
         self._replay = START
-        self._waiters: dict[tuple[str, str], set[tuple[str, str]]] = {}
-        self._orphans: dict[tuple[str, str], set[tuple[str, str]]] = {}
-        """(parent mapping, key) → parked children that go when that parent has come."""
         self._threads = ThreadPoolExecutor(
             destination.limits.max_parallel + 2, thread_name_prefix=f"{THREAD_PREFIX}{name}"
         )
         self.jobs = JobRunner(self)
         self.spill = Spill(self)
-        _link_parents(self.routes)
+        self.rejects = Rejects(self)
+        self.parents = Parents(self)
 
     # --- what comes in
 
     def restore(self, state: State) -> None:
         """Load what the state file holds of this lane. Called once, before anything is fed."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         self.books.counters.update(state.counters(self.name))
         self._horizon = self._replay = state.horizon(self.name)
-        self.unmapped = state.unmapped(self.name, self._by_name)
+        self.unmapped = state.unmapped(self.name, self.by_name)
         for route in self.routes:
             route.seen = state.seen(route.name)
             route.drift_mark = state.drift_mark(route.name)
@@ -163,17 +164,14 @@ class Lane:
             route.backlog.restore_cold(state.cold_keys(route.name), coldest, state.checkpoint().position)
             for key, name, crm_id in state.sent_links(route.name):
                 self.books.link_sent(route.name, key, name, crm_id)
-            for reject in state.rejects(route.name):
-                route.backlog.mark_parked(reject.row)
-                route.reasons[reject.code, reject.field] += 1
-                self._remember_orphan(route, reject)
+            self.rejects.restore(route, state.rejects(route.name))
         self.jobs.restore(state.jobs())
 
     def feed(self, route: Route, event: Event) -> None:
         """Take one change in."""
-        route.backlog.feed(event, time.monotonic(), uncertain=event.position <= self._replay)
+        route.backlog.feed(event, self.clock.monotonic(), uncertain=event.position <= self._replay)
         if event.old_key is not None and event.old_key != event.key:
-            self._pass_waiters(route, event.old_key, event.key)
+            self.parents.pass_on(route, event.old_key, event.key)
         self.nudge()
 
     def nudge(self) -> None:
@@ -183,7 +181,7 @@ class Lane:
     def look_again(self, route: Route) -> None:
         """Look at all children of a mapping again: its backfill has ended, or none of its rows is cold any more."""
         for child in route.children:
-            child.backlog.wake_all(time.monotonic())
+            child.backlog.wake_all(self.clock.monotonic())
         self.nudge()
 
     # --- what a tick takes
@@ -239,7 +237,7 @@ class Lane:
         """What the lane does, in the status's words."""
         if self.stopping:
             return "stopped"
-        if time.monotonic() < self._blocked_until:
+        if self.clock.monotonic() < self._blocked_until:
             return "backing off"
         if self.routes and all(route.paused for route in self.routes):
             return "paused"
@@ -302,7 +300,7 @@ class Lane:
 
     def _dispatch(self, tasks: asyncio.TaskGroup) -> float | None:
         """Start what may start now; returns the seconds until the next look, None if only an event can change that."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if now < self._blocked_until:
             return self._blocked_until - now
         if not self.caught_up:
@@ -406,26 +404,24 @@ class Lane:
             rows = await self._leave_out(route, route.row_filter, rows)
         mapped, unmapped = await self.aside(rows, map_rows, route.mapper, rows)
         for row, rejected in unmapped:
-            self._park(route, row, rejected)
+            self.rejects.park(route, row, rejected)
         ready = [row for row in rows if row.deleted or row.key in mapped]
         if route.config.on_delete == "ignore":
             ready = self._drop_deletes(route, ready)
-        ready, links = await self._wait_for_parents(route, ready, mapped)
+        ready, links = await self.parents.sort_out(route, ready, mapped)
         facts = Facts(
             known=await self.known(route, asks_for(ready)), links=links, sent_links=self._sent_links(route, ready)
         )
         plan = await self.aside(rows, decide, ready, mapped, facts, route.fields)
         if plan.ask:
-            await self._announce(route, ())
-            found = await self.call(self.destination.find, route.target, list(dict.fromkeys(asks_for(plan.ask))))
-            self.recovered()
+            found = await self.find(route, dict.fromkeys(asks_for(plan.ask)))
             asked = Facts(facts.known, found, asked=True, links=links, sent_links=facts.sent_links)
             second = decide(plan.ask, mapped, asked, route.fields)
             plan.drafts += second.drafts
             plan.nothing += second.nothing
             plan.rejected += second.rejected
         for row, rejected in plan.rejected:
-            self._park(route, row, rejected)
+            self.rejects.park(route, row, rejected)
         for row in plan.nothing:
             self._suppress(route, row)
         groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
@@ -452,11 +448,11 @@ class Lane:
         for row in rows:
             verdict = verdicts.get(row.key, True)
             if isinstance(verdict, Rejected):
-                self._park(route, row, verdict)
+                self.rejects.park(route, row, verdict)
             elif verdict and not row.deleted:
                 staying.append(row)
             elif row.uncertain or known.keys() & row.keys or (row.deleted and not route.whole):
-                route.backlog.refit(row, _gone, time.monotonic())
+                route.backlog.refit(row, _gone, self.clock.monotonic())
                 staying.append(row)
             else:
                 self._suppress(route, row)
@@ -509,19 +505,17 @@ class Lane:
             taken: set[str] = set()
             while parked := backlog.recalled() - taken:
                 taken |= parked
-                await self._readmit(route, parked)
+                await self.rejects.readmit(route, parked)
             keys = backlog.in_doubt()
             if taken:
                 self.nudge()
             if not keys:
                 return
-            await self._announce(route, ())
-            found = await self.call(self.destination.find, route.target, sorted(keys))
-            self.recovered()
+            found = await self.find(route, sorted(keys))
             known = await self.known(route, keys)
-            for key, there in backlog.resolve(found, known, time.monotonic()).items():
-                self.books.ledger[route.name, key] = None if there is None else _relocated(*there)
-                self._wake_waiters(route, [key])
+            for key, there in backlog.resolve(found, known, self.clock.monotonic()).items():
+                self.books.ledger[route.name, key] = None if there is None else _relocated(*there, self.clock.time())
+                self.parents.wake_waiters(route, [key])
         except DestinationError as error:
             self.failed(error)
         finally:
@@ -529,12 +523,12 @@ class Lane:
             self._asking.discard(route.name)
         self.nudge()
 
-    async def _readmit(self, route: Route, keys: Iterable[str]) -> None:
-        """Let parked rows wait again, folded with their later changes."""
-        for reject in await self.rejects(route, list(keys)):
-            if route.backlog.can_readmit(reject.row.key):
-                self._unlist(route, reject)
-                route.backlog.readmit(reject.row, time.monotonic())
+    async def find(self, route: Route, keys: Iterable[str]) -> dict[str, str]:
+        """Ask the CRM which of these keys it holds; returns the records' ids by key."""
+        await self._announce(route, ())
+        found = await self.call(self.destination.find, route.target, list(keys))
+        self.recovered()
+        return found
 
     async def known(self, route: Route, keys: Iterable[str]) -> dict[str, Known]:
         """Look records up in the ledger, as it will be after the next tick."""
@@ -557,23 +551,6 @@ class Lane:
                     known[key] = latest
         return known
 
-    def _unlist(self, route: Route, reject: Reject) -> None:
-        """Take a row off the list of rejects."""
-        self.books.rejects[route.name, reject.row.key] = None
-        route.reasons[reject.code, reject.field] -= 1
-        route.reasons += Counter()  # drops what has come to zero
-
-    async def rejects(self, route: Route, keys: list[str]) -> list[Reject]:
-        """Read parked rows."""
-        asked = [key for key in keys if (route.name, key) not in self.books.rejects]
-        stored = await self.around.on_file(lambda state: list(state.rejects(route.name, asked))) if asked else []
-        # What was parked or taken up while the file was read is newer than what the file said.
-        stored = [reject for reject in stored if (route.name, reject.row.key) not in self.books.rejects]
-        fresh = [self.books.rejects[route.name, key] for key in keys if (route.name, key) in self.books.rejects]
-        for reject in stored:
-            reject.row.doubt()  # before a crash it may have been sent once more
-        return [reject for reject in [*fresh, *stored] if reject is not None]
-
     def _sent_links(self, route: Route, rows: list[PendingRow]) -> dict[tuple[str, str], frozenset[str]]:
         found: dict[tuple[str, str], frozenset[str]] = {}
         for row in rows:
@@ -581,111 +558,6 @@ class Lane:
                 for name, ids in self.books.sent_links.get((route.name, key), {}).items():
                     found[row.key, name] = frozenset(ids) | found.get((row.key, name), frozenset())
         return found
-
-    # --- parents before children
-
-    async def _wait_for_parents(
-        self, route: Route, rows: list[PendingRow], mapped: dict[str, Mapped]
-    ) -> tuple[list[PendingRow], dict[tuple[str, str], str]]:
-        """Hold or park the rows whose parents are not there yet; returns the others, and the ids that links go to."""
-        wanted: dict[str, list[tuple[Route, str, str | None]]] = {}
-        for row in rows:
-            if not row.deleted:
-                wanted[row.key] = list(self._parents(mapped[row.key]))
-        known: dict[tuple[str, str], Known] = {}
-        for parent in {entry[0] for entries in wanted.values() for entry in entries}:
-            keys = {key for entries in wanted.values() for owner, key, _ in entries if owner is parent}
-            for key, entry in (await self.known(parent, keys)).items():
-                known[parent.name, key] = entry
-        going: list[PendingRow] = []
-        links: dict[tuple[str, str], str] = {}
-        for row in rows:
-            for parent, key, name in wanted.get(row.key, ()):
-                if not await self._parent_ready(route, row, (parent, key, name), known):
-                    break
-                there = known.get((parent.name, key))
-                if name is not None and there is not None and there.crm_id is not None:
-                    links[row.key, name] = there.crm_id
-            else:
-                going.append(row)
-        return going, links
-
-    def _parents(self, mapped: Mapped) -> Iterable[tuple[Route, str, str | None]]:
-        """Yield (mapping, key, link slot or None) of each record that a row refers to."""
-        for parent in mapped.parents:
-            for route in self.routes:
-                if (route.target.object, route.target.key_field) == (parent.object, parent.key_field):
-                    yield route, parent.key, None
-        for link in mapped.links:
-            for route in self.routes:
-                if route.target.object == link.to_object and link.key is not None:
-                    yield route, link.key, slot(link)
-
-    async def _parent_ready(
-        self,
-        route: Route,
-        row: PendingRow,
-        reference: tuple[Route, str, str | None],
-        known: dict[tuple[str, str], Known],
-    ) -> bool:
-        """Whether a row may go as far as one of its parents is concerned; if not, the row is held or parked here."""
-        parent, key, link = reference
-        if parent is route and key == row.key:
-            return True
-        if (parent.name, key) not in known:
-            for entry in (await self.known(parent, [key])).values():
-                known[parent.name, key] = entry
-        backlog = parent.backlog
-        there = (parent.name, key) in known
-        if backlog.holds_up(key) or (not there and (backlog.will_write(key) or not parent.copied)):
-            self._hold(route, row, parent, key)
-            return False
-        if not there and link is not None and key not in backlog.parked:
-            there = await self._found(parent, key, known)
-        if not there and (link is not None or key in backlog.parked):
-            self._orphan(route, row, parent, key)
-            return False
-        return True
-
-    def _hold(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
-        reason = f"{parent.target.object} {key} has to be written first"
-        held = route.backlog.give_back(row, time.monotonic(), hold=reason)
-        self._waiters.setdefault((parent.name, key), set()).add((route.name, held))
-
-    def _orphan(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
-        why = "is itself rejected" if key in parent.backlog.parked else "does not exist"
-        self._park(route, row, Rejected("parent-missing", f"{parent.target.object} {key} {why}"))
-        self._orphans.setdefault((parent.name, key), set()).add((route.name, row.key))
-
-    async def _found(self, parent: Route, key: str, known: dict[tuple[str, str], Known]) -> bool:
-        """Ask the CRM for a parent that we never wrote, and remember it."""
-        await self._announce(parent, ())
-        found = (await self.call(self.destination.find, parent.target, [key])).get(key)
-        entry = self.books.ledger.get((parent.name, key))
-        if entry is None and found is not None and not parent.backlog.knows(key):
-            entry = self.books.ledger[parent.name, key] = Known(found, (), b"", {}, START, time.time())
-        if entry is not None:
-            known[parent.name, key] = entry
-        return entry is not None
-
-    def _remember_orphan(self, route: Route, reject: Reject) -> None:
-        if reject.code != "parent-missing" or reject.row.deleted:
-            return
-        mapped, _ = map_rows(route.mapper, [reject.row])
-        for entry in mapped.values():
-            for parent, key, _ in self._parents(entry):
-                self._orphans.setdefault((parent.name, key), set()).add((route.name, reject.row.key))
-
-    async def _adopt_orphans(self, children: set[tuple[str, str]]) -> None:
-        for name, key in children:
-            route = self._by_name[name]
-            async with self.spill.recalled(route, key):
-                for reject in await self.rejects(route, [key]):
-                    # A row that has changed since takes the parked state along when it goes.
-                    if key in route.backlog.parked and not route.backlog.has(key):
-                        self._unlist(route, reject)
-                        route.backlog.readmit(reject.row, time.monotonic())
-        self.nudge()
 
     # --- settling
 
@@ -698,7 +570,7 @@ class Lane:
                 # Associations are requests of their own: the record may have been written, and only they refused.
                 if draft.record.links:
                     draft.row.doubt()
-                self._park(route, draft.row, outcome)
+                self.rejects.park(route, draft.row, outcome)
             elif isinstance(outcome, Retry):
                 self._again(route, draft.row, outcome)
             else:
@@ -713,7 +585,7 @@ class Lane:
         else:
             crm_id = outcome.crm_id or draft.record.crm_id
             books.ledger[route.name, row.key] = Known(
-                crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, time.time()
+                crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, self.clock.time()
             )
             books.counters["created"] += outcome.created
         for key in row.keys:
@@ -733,52 +605,18 @@ class Lane:
         self._settled(route, row)
 
     def _settled(self, route: Route, row: PendingRow) -> None:
-        route.backlog.settle(row, time.monotonic())
-        self._wake_children(route, row)
-
-    def _wake_children(self, route: Route, row: PendingRow) -> None:
-        keys = {shown(row.key), *row.keys}
-        self._wake_waiters(route, keys)
-        orphans: set[tuple[str, str]] = set()
-        for key in keys:
-            orphans |= self._orphans.pop((route.name, key), set())
-        if orphans:
-            self.jobs.spawn(self._adopt_orphans(orphans))
-
-    def _park(self, route: Route, row: PendingRow, reason: Rejected) -> None:
-        """Put a refused row aside, unless a later change of it is here already."""
-        backlog = route.backlog
-        if backlog.fold.newer_than(row) is not None:
-            backlog.give_back(row, time.monotonic())
-            return
-        self.books.rejects[route.name, row.key] = Reject(row, reason.code, reason.field, reason.message, time.time())
-        route.reasons[reason.code, reason.field] += 1
-        backlog.park(row, time.monotonic())
-        self._wake_waiters(route, {shown(row.key), *row.keys})
-        if reason.code == INCOMPLETE_ROW:
-            self.around.reread(route, row.key)
-        self.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
-
-    def _wake_waiters(self, route: Route, keys: Iterable[str]) -> None:
-        for key in keys:
-            for name, child in self._waiters.pop((route.name, key), ()):
-                self._by_name[name].backlog.wake(child, time.monotonic())
-
-    def _pass_waiters(self, route: Route, old_key: str, key: str) -> None:
-        """Let the children that wait for a key wait for the row that has left it: nothing else may ever wake them."""
-        waiting = self._waiters.pop((route.name, old_key), None)
-        if waiting is not None:
-            self._waiters.setdefault((route.name, key), set()).update(waiting)
+        route.backlog.settle(row, self.clock.monotonic())
+        self.parents.settled(route, row)
 
     def _again(self, route: Route, row: PendingRow, reason: Retry) -> None:
         self.books.counters["retries"] += 1
         row.doubt()  # a CRM may have written a record about which its answer says nothing
-        key = route.backlog.give_back(row, time.monotonic(), hold=f"{reason.code}: will be sent again")
+        key = route.backlog.give_back(row, self.clock.monotonic(), hold=f"{reason.code}: will be sent again")
         delay = ROW_RETRY * random.uniform(0.5, 1.5)  # noqa: S311 — spreads retries
         asyncio.get_running_loop().call_later(delay, self._retry_row, route, key)
 
     def _retry_row(self, route: Route, key: str) -> None:
-        route.backlog.wake(key, time.monotonic())
+        route.backlog.wake(key, self.clock.monotonic())
         self.nudge()
 
     def _missing(self, route: Route, row: PendingRow, outcome: Missing) -> None:
@@ -787,9 +625,9 @@ class Lane:
         for place in row.places:
             self.books.ledger[route.name, place] = None
             if place != row.key:
-                self._pass_waiters(route, place, row.key)
-        route.backlog.refit(row, _without_record, time.monotonic())
-        route.backlog.give_back(row, time.monotonic())
+                self.parents.pass_on(route, place, row.key)
+        route.backlog.refit(row, _without_record, self.clock.monotonic())
+        route.backlog.give_back(row, self.clock.monotonic())
 
     def _drop_deletes(self, route: Route, rows: list[PendingRow]) -> list[PendingRow]:
         for row in rows:
@@ -802,7 +640,7 @@ class Lane:
         self, route: Route, rows: Iterable[PendingRow], *, uncertain: bool = True, job: int = IN_BATCH
     ) -> None:
         """Make rows ready again that are still in flight in a batch or job that did not work out."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         for row in rows:
             flight = route.backlog.in_flight.get(row.key)
             if flight is not None and flight.row is row and flight.job == job:
@@ -810,7 +648,7 @@ class Lane:
                     row.doubt()
                 self.books.counters["retries"] += 1
                 route.backlog.give_back(row, now)
-                self._wake_children(route, row)
+                self.parents.settled(route, row)
 
     # --- failing and recovering
 
@@ -829,7 +667,7 @@ class Lane:
         if isinstance(error, FatalError) and not self._patient:
             raise error
         self.last_error = error.message
-        now = time.monotonic()
+        now = self.clock.monotonic()
         if isinstance(error, RateLimitedError) or now < self._blocked_until:
             return
         longest = FATAL_BACKOFF if isinstance(error, FatalError) else LONGEST_BACKOFF
@@ -837,30 +675,19 @@ class Lane:
         delay *= random.uniform(0.5, 1.0)  # noqa: S311 — spreads retries
         self._failures = min(self._failures + 1, 16)
         self._blocked_until = now + delay
-        self.retry_at = time.time() + delay
+        self.retry_at = self.clock.time() + delay
         self.log.warning("backing off", error=error.message, hint=error.hint, seconds=round(delay, 1))
 
     @property
     def blocked_for(self) -> float:
         """Seconds until the next attempt while backing off, else 0."""
-        return max(0.0, self._blocked_until - time.monotonic())
+        return max(0.0, self._blocked_until - self.clock.monotonic())
 
     def recovered(self) -> None:
         """Note that a request went through."""
         self._failures = 0
         self.retry_at = None
         self.last_error = None
-
-
-def _link_parents(routes: Sequence[Route]) -> None:
-    """Tell each mapping which ones refer to it, from the config's ``ref`` and ``associate``."""
-    for route in routes:
-        parents = {(f.ref.object, f.ref.key_field) for f in route.config.fields.values() if f.ref is not None}
-        linked = {entry.to_object for entry in route.config.associate}
-        for other in routes:
-            refers = (other.target.object, other.target.key_field) in parents or other.target.object in linked
-            if other is not route and refers:
-                other.children.append(route)
 
 
 def _without_record(row: PendingRow) -> PendingRow:
@@ -873,11 +700,11 @@ def _gone(row: PendingRow) -> PendingRow:
     return row
 
 
-def _relocated(crm_id: str, known: Known | None) -> Known:
+def _relocated(crm_id: str, known: Known | None, at: float) -> Known:
     """Return the ledger's entry of a record that has another key than the ledger said; its values are not known."""
     if known is None:
-        return Known(crm_id, (), b"", {}, START, time.time())
-    return Known(crm_id, (), b"", known.links, known.position, time.time())
+        return Known(crm_id, (), b"", {}, START, at)
+    return Known(crm_id, (), b"", known.links, known.position, at)
 
 
 def _tally(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
+from cdcsync.clock import Clock, SystemClock
 from cdcsync.coalesce import Event, complete_from_old, is_partial
 from cdcsync.copies import Copies
 from cdcsync.drift import Drift
@@ -50,11 +50,6 @@ MEASURE_SECONDS = 60.0
 """How often the rows in the journal are measured, at most."""
 MAX_UNWRITTEN = 50_000
 """Journal entries that a tick may find: it holds all of them in memory once more. With as many, it comes at once."""
-
-
-def _clock() -> float:
-    """Return seconds that go on while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Reader(Protocol):
@@ -95,6 +90,7 @@ class Pipeline:
     max_memory: int
     max_journal: int
     log: structlog.typing.FilteringBoundLogger
+    clock: Clock = field(default_factory=SystemClock)
     lanes: list[Lane] = field(default_factory=list)
     position: Position = field(init=False)
     received_lsn: int = field(init=False)
@@ -136,11 +132,12 @@ class Pipeline:
     _told: set[tuple[str, str]] = field(default_factory=set)
     """Drift that was logged: mapping, reason."""
     _out_of_balance: set[str] = field(default_factory=set)
-    _owned: float = field(default_factory=_clock)
+    _owned: float = field(init=False)
     """When the state file and its mirror were last seen to be this daemon's."""
     _connected: bool = False
 
     def __post_init__(self) -> None:
+        self._owned = self.clock.boottime()
         checkpoint = self.state.checkpoint()
         # A slot that is new has no last change; all that ended before its start counts as fed.
         self.position = max(checkpoint.position, Position(checkpoint.durable_lsn, 0))
@@ -299,7 +296,7 @@ class Pipeline:
     def pause(self, route: Route, reason: str) -> None:
         """Pause a mapping until a person lets it go on; its changes are kept."""
         route.paused = reason
-        self._pauses[route.name] = reason, time.time()
+        self._pauses[route.name] = reason, self.clock.time()
 
     def _advance(self, position: Position, lsn: int) -> None:
         self.position = max(self.position, position)
@@ -340,7 +337,7 @@ class Pipeline:
 
     def plan_copies(self) -> None:
         """Take up the copies that are to be done, before the stream starts: those under way must miss nothing of it."""
-        now = time.time()
+        now = self.clock.time()
         routes = [route for lane in self.lanes for route in lane.routes]
         for name in self.state.retire([route.name for route in routes]):
             self.log.info("mapping not configured any more", map=name)
@@ -365,7 +362,7 @@ class Pipeline:
         config does not want the table's rows copied, a person has to.
         """
         if route.config.backfill:
-            self._resyncs.append((route.name, reason, time.time()))
+            self._resyncs.append((route.name, reason, self.clock.time()))
             self._requested += 1
             return
         hint = f"backfill = false: it is not compared unless you run cdcsync resync {route.name}"
@@ -429,13 +426,15 @@ class Pipeline:
         """See how much of the state file is not of rows that wait; to look at each of these is for when it matters."""
         if not any(lane.pending for lane in self.lanes):
             self._file_rest = self._file_size
-        elif self._file_size - self._file_rest > RESUME_SHARE * self.max_journal and _clock() >= self._measure_at:
+            return
+        now = self.clock.boottime()
+        if self._file_size - self._file_rest > RESUME_SHARE * self.max_journal and now >= self._measure_at:
             self._file_rest = max(0, self._file_size - await self.on_file(State.journal_size))
-            self._measure_at = _clock() + MEASURE_SECONDS
+            self._measure_at = now + MEASURE_SECONDS
 
     async def _confirm_ownership(self) -> None:
         """See that no other daemon has taken the state over; while that cannot be seen, nothing is sent for long."""
-        asked = _clock()
+        asked = self.clock.boottime()
         await self.on_file(State.confirm)
         self._owned = asked
 
@@ -446,7 +445,7 @@ class Pipeline:
         """
         if not self._connected:
             return "the slot has not been read since the start"
-        if self.state.mirrored and _clock() - self._owned >= FENCE_SECONDS:
+        if self.state.mirrored and self.clock.boottime() - self._owned >= FENCE_SECONDS:
             return "the state's mirror does not answer"
         return ""
 
@@ -472,7 +471,7 @@ class Pipeline:
         copied = self.copies.collect(tick)
         tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
         tick.resyncs, self._resyncs = self._resyncs, []
-        tick.rereads = [(name, keys, time.time()) for name, keys in self._rereads.items()]
+        tick.rereads = [(name, keys, self.clock.time()) for name, keys in self._rereads.items()]
         self._rereads = {}
         tick.drifted, self._drifted = self._drifted, []
         tick.seen, self._seen = list(self._seen.items()), {}

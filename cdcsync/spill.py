@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections.abc import AsyncIterator
 from operator import methodcaller
 from typing import TYPE_CHECKING
@@ -71,7 +70,7 @@ class Spill:
         async with self._turn:
             if key in route.backlog.cold:
                 for row in (await self._lane.around.on_file(methodcaller("cold", route.name, [key]))).values():
-                    route.backlog.thaw(row, time.monotonic())
+                    route.backlog.thaw(row, self._lane.clock.monotonic())
                 await self._lane.around.tick()
             yield
 
@@ -94,7 +93,7 @@ class Spill:
         try:
             async with self._turn:
                 for row in await self._lane.around.on_file(methodcaller("coldest", route.name, rows)):
-                    route.backlog.thaw(row, time.monotonic())
+                    route.backlog.thaw(row, self._lane.clock.monotonic())
                 # Rows that were thawed and are still in the file must not be read again.
                 await self._lane.around.tick()
                 left = await self._lane.around.on_file(methodcaller("coldest", route.name, 1))
