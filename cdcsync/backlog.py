@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -69,8 +69,11 @@ class Backlog:
         """Key that the CRM knows → key of the rejected row whose record still stands under it."""
         self.unclear: set[str] = set()
         """Keys whose record has to be looked up before rows that have to do with them can go."""
+        self.referred: Counter[tuple[str, str]] = Counter()
+        """How many rows in flight refer to a record, by its mapping and key."""
         self.fed = 0
         """Changes received, ever."""
+        self._refers: dict[str, Sequence[tuple[str, str]]] = {}
         self._asked: set[str] = set()
         """Keys that are being looked up: until the answer is here, none of their rows may go."""
         self._recalled: set[str] = set()
@@ -218,6 +221,12 @@ class Backlog:
         self.in_flight[row.key] = Flight(row, job)
         self._dirty[job].add(row.key)
 
+    def refer(self, key: str, records: Sequence[tuple[str, str]]) -> None:
+        """Note to which records a row in flight refers, by mapping and key."""
+        if records:
+            self._refers[key] = records
+            self.referred.update(records)
+
     def settle(self, row: PendingRow, now: float) -> None:
         """Let go of a row in flight for good; what waited for its keys is looked at again."""
         self._land(row)
@@ -320,6 +329,16 @@ class Backlog:
     def hindered(self) -> bool:
         """Whether rows wait for what only the lane can do: see ``recalled`` and ``in_doubt``."""
         return bool(self.unclear or self._recalled)
+
+    def moves_before(self, position: Position) -> bool:
+        """Whether a row that is not held may have a change of the transaction at ``position``, or of an earlier one.
+
+        Rows that are held may wait for something that comes after it.
+        """
+        if self.coldest is not None and self.coldest[0].commit_lsn <= position.commit_lsn:
+            return True
+        oldest = self._oldest_in_memory() if self.ready or self.in_flight else None
+        return oldest is not None and oldest[0].commit_lsn <= position.commit_lsn
 
     def oldest(self) -> Position | None:
         """Return the first position of the oldest row that is not settled; of a cold one it may be somewhat early."""
@@ -562,6 +581,10 @@ class Backlog:
         self._dirty[flight.job].add(row.key)
         for key in row.keys:
             self._busy.pop(key, None)
+        for place in self._refers.pop(row.key, ()):
+            self.referred[place] -= 1
+            if not self.referred[place]:
+                del self.referred[place]
 
     def _give_back(self, row: PendingRow, now: float) -> str:
         self._stuck.clear()

@@ -17,8 +17,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cdcsync.apply.base import BulkDestination
+from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Job, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
+from cdcsync.mappers.compile import Mapped
 from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome, Rejected
 from cdcsync.plan import Draft, asks_for, map_rows, redraft
 from cdcsync.route import Route
@@ -75,7 +77,11 @@ class JobRunner:
         """Take up the restored jobs; later ones run in the same task group."""
         self._tasks = tasks
         for job in self._jobs.values():
-            self._spawn_job(self._resume(job))
+            route = next(route for route in self._lane.routes if route.name == job.mapping)
+            rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
+            mapped, _ = map_rows(route.mapper, rows)
+            self._lane.parents.refer(route, mapped)  # before anything else can be sent
+            self._spawn_job(self._resume(route, job, rows, mapped))
 
     def stop(self) -> None:
         """Leave the jobs alone; they are taken up at the next start."""
@@ -106,10 +112,7 @@ class JobRunner:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _resume(self, job: Job) -> None:
-        route = next(route for route in self._lane.routes if route.name == job.mapping)
-        rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
-        mapped, _ = map_rows(route.mapper, rows)
+    async def _resume(self, route: Route, job: Job, rows: list[PendingRow], mapped: dict[str, Mapped]) -> None:
         known = await self._lane.known(route, asks_for(rows))
         await self._run(route, job, redraft(rows, job.op, mapped, known, route.fields), resumed=True)
 

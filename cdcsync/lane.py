@@ -31,7 +31,6 @@ from cdcsync.clock import Clock
 from cdcsync.coalesce import Event, PendingRow
 from cdcsync.entries import Known, Tick
 from cdcsync.errors import (
-    BatchRejectedError,
     DestinationError,
     FatalError,
     RateLimitedError,
@@ -306,18 +305,21 @@ class Lane:
         if not self.caught_up:
             return None
         most = min(self.destination.limits.max_parallel, self.limiter.parallel)
-        self._release_deferred(now)
         delays: list[float] = []
-        for step in range(len(self.routes)):
-            route = self.routes[(self._turn + step) % len(self.routes)]
-            self.spill.refill(route)
-            while self._active < most:
-                rows = self._next_rows(route, now, delays)
-                if not rows:
-                    break
-                self._active += 1
-                tasks.create_task(self._carry(route, rows))
-            self._clear_up(tasks, route)
+        while True:
+            for step in range(len(self.routes)):
+                route = self.routes[(self._turn + step) % len(self.routes)]
+                while self._active < most:
+                    rows = self._next_rows(route, now, delays)
+                    if not rows:
+                        break
+                    self._active += 1
+                    tasks.create_task(self._carry(route, rows))
+                self._clear_up(tasks, route)
+                self.spill.refill(route)  # last: rows that were held just now leave nothing ready
+            # Rows that were held just now may have been all that deletes waited for.
+            if not self._release_deferred(now):
+                break
         if self._active >= most:
             self._turn = (self._turn + 1) % len(self.routes)
             return None
@@ -357,44 +359,44 @@ class Lane:
     # --- deletes after their children
 
     def _defer(self, route: Route, row: PendingRow) -> str | None:
-        """Hold a delete of a parent back while older changes of its children are under way."""
-        if not row.deleted or not self._children_before(route, row.last):
+        """Hold the delete or key change of a parent back while older changes of its children are under way."""
+        if not self._must_wait(route, row):
             return None
         route.deferred.add(row.key)
         return "children are to be settled first"
 
-    def _release_deferred(self, now: float) -> None:
+    def _must_wait(self, route: Route, row: PendingRow) -> bool:
+        """Whether a record may neither go nor get another key yet, for the sake of those that refer to it."""
+        if not row.deleted and not row.origins:
+            return False
+        return self.parents.are_referred(route, row.keys) or (row.deleted and self._children_before(route, row.last))
+
+    def _release_deferred(self, now: float) -> bool:
+        """Look at rows again that waited for children; returns whether there were any."""
+        released = False
         for route in self.routes:
             for key in list(route.deferred):
                 row = route.backlog.fold.waiting.get(key)
-                if row is None or not row.deleted or not self._children_before(route, row.last):
+                if row is None or not self._must_wait(route, row):
                     route.deferred.discard(key)
                     route.backlog.wake(key, now)
+                    released = True
+        return released
 
     @staticmethod
     def _children_before(route: Route, position: Position) -> bool:
-        for child in route.children:
-            backlog = child.backlog
-            first = backlog.oldest()
-            # Children that are all held may wait for a row that comes after this very delete.
-            if first is not None and first <= position and (backlog.ready or backlog.in_flight or backlog.cold):
-                return True
-        return False
+        return any(child.backlog.moves_before(position) for child in route.children)
 
     # --- one batch
 
     async def _carry(self, route: Route, rows: list[PendingRow]) -> None:
         """Plan and send rows that were taken; each is settled, parked, or waiting again when this returns."""
-        sending = False
         try:
-            groups = await self._plan(route, rows)
-            sending = True
-            for draft_group in groups:
-                await self._send(route, *draft_group)
+            for op, drafts in await self._plan(route, rows):
+                await self._send(route, op, drafts)
         except DestinationError as error:
             self.failed(error)
-            # Whatever the error says of its own request: others of the same batch may have been answered before.
-            self.give_back(route, rows, uncertain=sending)
+            self.give_back(route, rows, uncertain=False)
         finally:
             self._active -= 1
             self.nudge()
@@ -464,16 +466,22 @@ class Lane:
             await self.jobs.start(route, op, drafts)
             return
         for start in range(0, len(drafts), limits.batch[op]):
-            chunk = drafts[start : start + limits.batch[op]]
-            await self._announce(route, chunk)
-            batch = Batch(route.target, op, tuple(draft.record for draft in chunk))
-            try:
-                outcomes = await self.call(self.destination.send, batch)
-            except BatchRejectedError as error:
-                outcomes = [Rejected(error.reason, error.message, error.field)] * len(chunk)
-            self.recovered()
-            self.settle(route, chunk, outcomes)
-            self.log.info("sent", map=route.name, op=op.value, records=len(chunk), **_tally(outcomes))
+            await self._send_chunk(route, op, drafts[start : start + limits.batch[op]])
+
+    async def _send_chunk(self, route: Route, op: Op, chunk: list[Draft]) -> None:
+        """Send what fits into one request, and act on the answer."""
+        await self._announce(route, chunk)
+        batch = Batch(route.target, op, tuple(draft.record for draft in chunk))
+        try:
+            outcomes = await self.call(self.destination.send, batch)
+        except DestinationError:
+            # Whatever the error says of its own request: others of the same batch may have been answered before.
+            for draft in chunk:
+                draft.row.doubt()
+            raise
+        self.recovered()
+        self.settle(route, chunk, outcomes)
+        self.log.info("sent", map=route.name, op=op.value, records=len(chunk), **_tally(outcomes))
 
     async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
         """Write down what is about to be sent, as far as it has not been."""

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from cdcsync.coalesce import PendingRow, shown
@@ -62,7 +62,18 @@ class Parents:
                     links[row.key, name] = there.crm_id
             else:
                 going.append(row)
+                route.backlog.refer(row.key, [(parent.name, key) for parent, key, _ in wanted.get(row.key, ())])
         return going, links
+
+    @staticmethod
+    def are_referred(route: Route, keys: Iterable[str]) -> bool:
+        """Whether rows that refer to one of these records are in flight."""
+        return any(child.backlog.referred[route.name, key] for child in route.children for key in keys)
+
+    def refer(self, route: Route, mapped: Mapping[str, Mapped]) -> None:
+        """Note to which records rows in flight refer that were taken before the last start."""
+        for key, entry in mapped.items():
+            route.backlog.refer(key, [(parent.name, place) for parent, place, _ in self._of(entry)])
 
     def remember_orphan(self, route: Route, reject: Reject) -> None:
         """Note whose coming takes a parked row up, as the state file has it."""

@@ -48,6 +48,7 @@ class Spill:
             for route in self._lane.routes:
                 while self._lane.size > FREEZE_TO * budget and await self._freeze(route):
                     continue
+        self._lane.nudge()  # what is left may be waiting for what went
 
     def refill(self, route: Route) -> None:
         """Take cold rows back if the queue runs low; they are there some time later."""
