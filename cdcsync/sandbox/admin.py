@@ -1,7 +1,8 @@
 """The admin API of a sandbox: JSON over HTTP, for tests and people, on a port of its own.
 
-``GET /records?object=`` · ``PATCH``/``DELETE /records/{object}/{id}`` (as a person in the CRM would) ·
-``GET /requests?since=N`` · ``GET /books`` · ``GET``/``PUT /settings`` ·
+``GET /records?object=`` · as a person in the CRM would: ``PATCH``/``DELETE /records/{object}/{id}``, and
+``POST /records/{object}/{id}/merge`` (``{"other": id}``; answers the survivor's id) · ``DELETE /tokens`` (revoke all) ·
+``GET /requests?since=N`` · ``GET /books`` · ``GET``/``PUT /settings`` (a day's quota is one of them) ·
 ``POST /faults`` (a list of rules), ``GET /faults``, ``DELETE /faults`` · ``POST /faults/release`` · ``POST /reset``.
 Mistakes are answered 400 with ``{"error": …}``.
 """
@@ -66,6 +67,21 @@ class Admin:
         now = time.time()
         self._crm.advance(now)
         self._crm.remove(request.match_info["object"], request.match_info["id"], now)
+        return _answer({"ok": True})
+
+    async def merge(self, request: web.Request) -> web.Response:
+        """Merge another record into this one; the body is ``{"other": id}``."""
+        body = await _body(request)
+        other = body.get("other") if isinstance(body, dict) else None
+        if not isinstance(other, str):
+            raise SettingsError('the body must be {"other": id}')
+        now = time.time()
+        self._crm.advance(now)
+        return _answer({"id": self._crm.merge(request.match_info["object"], request.match_info["id"], other, now)})
+
+    async def revoke(self, _: web.Request) -> web.Response:
+        """Revoke every access token."""
+        self._crm.expire_tokens()
         return _answer({"ok": True})
 
     async def requests(self, request: web.Request) -> web.Response:
@@ -133,6 +149,8 @@ def admin_app(crm: Crm, holds: Holds) -> web.Application:
     app.router.add_get("/records", admin.records)
     app.router.add_patch("/records/{object}/{id}", admin.edit)
     app.router.add_delete("/records/{object}/{id}", admin.remove)
+    app.router.add_post("/records/{object}/{id}/merge", admin.merge)
+    app.router.add_delete("/tokens", admin.revoke)
     app.router.add_get("/requests", admin.requests)
     app.router.add_get("/books", admin.books)
     app.router.add_get("/settings", admin.settings)

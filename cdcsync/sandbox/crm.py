@@ -158,5 +158,9 @@ class Crm(ABC):
         """Delete a record as a person in the CRM would. Raises SettingsError if there is none."""
 
     @abstractmethod
+    def merge(self, object_name: str, record_id: str, other_id: str, now: float) -> str:
+        """Merge another record into one as a person would; returns the survivor's id. Raises SettingsError."""
+
+    @abstractmethod
     def reset(self) -> None:
         """Forget records, jobs, quotas and books; keep schema and settings."""

@@ -248,9 +248,9 @@ class Hubspot(Crm):
         """Archive a record as a person would."""
         self._portal.store.archive(self._live(object_name, record_id), now, by_person=True)
 
-    def merge(self, object_name: str, primary_id: str, other_id: str, now: float) -> str:
+    def merge(self, object_name: str, record_id: str, other_id: str, now: float) -> str:
         """Merge two records as a person would; returns the survivor's new id."""
-        primary, other = self._live(object_name, primary_id), self._live(object_name, other_id)
+        primary, other = self._live(object_name, record_id), self._live(object_name, other_id)
         if primary is other:
             raise SettingsError("a record cannot be merged with itself")
         return self._portal.store.merge(primary, other, now).id

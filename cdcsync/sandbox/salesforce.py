@@ -7,6 +7,8 @@ Settings besides those of every CRM (``crm.Crm``):
 * ``daily_requests``, ``daily_batches``, ``day_seconds`` (what passes for 24 hours);
 * ``job_seconds`` (what a bulk job takes besides its rows), ``rows_per_second``;
 * ``real_locks`` (transactions that overlap in time and touch children of one account fail), ``query_page``;
+* ``storage_records`` (live records that the org has room for; None: any number), ``trigger_rows`` ({object: rows of one
+  transaction that its triggers have the time for});
 * ``objects``: more objects and fields, see ``salesforce_schema.Schema.extended``.
 """
 
@@ -65,6 +67,8 @@ _SETTINGS: Final[Mapping[str, Any]] = {
     "rows_per_second": 20_000.0,
     "real_locks": False,
     "query_page": PAGE,
+    "storage_records": None,
+    "trigger_rows": {},
     "objects": {},
 }
 
@@ -103,6 +107,11 @@ class Salesforce(Crm):
         for name in names & {"day_seconds", "rows_per_second"}:
             if float(self.settings[name]) <= 0:
                 raise SettingsError(f"{name} must be above 0")
+        if "storage_records" in names:
+            room = self.settings["storage_records"]
+            self._store.room = None if room is None else int(room)
+        if "trigger_rows" in names:
+            self.settings["trigger_rows"] = {name: int(rows) for name, rows in self.settings["trigger_rows"].items()}
         if "objects" in names:
             self._store.adopt(standard_schema().extended(self.settings["objects"], named_fields()))
         if "seed" in names:
@@ -278,6 +287,17 @@ class Salesforce(Crm):
         except RowError as refused:
             raise SettingsError(str(refused)) from refused
         writes.commit()
+
+    def merge(self, object_name: str, record_id: str, other_id: str, now: float) -> str:
+        """Merge two records as a person would, who keeps the first one's values; that one survives."""
+        writes = self._by_person(now)
+        try:
+            master, other = self._found(object_name, record_id), self._found(object_name, other_id)
+            writes.merge(master.entity, master.id, other.id)
+        except RowError as refused:
+            raise SettingsError(str(refused)) from refused
+        writes.commit()
+        return master.id
 
     def reset(self) -> None:
         """Forget records, jobs, quotas and books."""

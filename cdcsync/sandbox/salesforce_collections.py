@@ -1,17 +1,19 @@
-"""sObject Collections: up to 200 records in one request and one transaction (facts 6)."""
+"""sObject Collections: up to 200 records written in one request and one transaction (facts 6); reads, too."""
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cdcsync.sandbox.crm import Request, Response, json_response
 from cdcsync.sandbox.salesforce_auth import Session
 from cdcsync.sandbox.salesforce_errors import ApiError, RowError, not_found
 from cdcsync.sandbox.salesforce_ids import canonical
-from cdcsync.sandbox.salesforce_rest import Writing, read_object, sent_id
+from cdcsync.sandbox.salesforce_rest import Writing, read_object, root_of, sent_id
+from cdcsync.sandbox.salesforce_retrieve import retrieve
 from cdcsync.sandbox.salesforce_rows import read_json
 from cdcsync.sandbox.salesforce_schema import Entity, Field
 from cdcsync.sandbox.salesforce_store import index_key
@@ -30,9 +32,11 @@ Result = dict[str, Any]
 class Row:
     """One record's turn: ``write`` does it and gives the members that its result has on success.
 
-    ``identity`` must not be repeated within the request; ``doubled`` is the error of those that are.
+    ``object_name`` is what it is a record of. ``identity`` must not be repeated within the request; ``doubled`` is the
+    error of those that are.
     """
 
+    object_name: str
     write: Callable[[Transaction], Result]
     identity: str | None = None
     doubled: RowError | None = None
@@ -56,10 +60,14 @@ class Collections:
                 entity = self._writing.entity(object_name)
                 member = self._writing.key_field(entity, key_name)
                 rows = [self._upsertion(member, own, raw) for own, raw in self._records(body, entity)]
+            case "POST", [object_name]:
+                found = retrieve(self._writing.store, self._writing.entity(object_name), body, root_of(request))
+                return json_response(200, found, records=len(found))
             case "DELETE", []:
                 rows = [self._deletion(given) for given in _asked_ids(request)]
             case _:
                 raise not_found()
+        rows = self._within_limits(rows)
         asked = body.get("allOrNone", request.query.get("allOrNone", "false"))
         writes = self._writing.transaction(request, session, now, undoable=str(asked).lower() == "true")
         return _run(writes, rows, upsert=bool(parts))
@@ -82,8 +90,16 @@ class Collections:
             raise ApiError(400, "LIMIT_EXCEEDED", f"{message} chunking.")
         return records
 
+    def _within_limits(self, rows: Sequence[Row]) -> list[Row]:
+        """Let the rows fail that are too many for their object's triggers."""
+        counts = Counter(row.object_name for row in rows)
+        errors = {name: self._writing.overtaxed(name, count) for name, count in counts.items()}
+        return [
+            row if (error := errors[row.object_name]) is None else replace(row, write=_refusal(error)) for row in rows
+        ]
+
     def _insertion(self, entity: Entity, raw: Mapping[str, Any]) -> Row:
-        return Row(lambda writes: {"id": self._writing.insert(writes, entity, raw)})
+        return Row(entity.name, lambda writes: {"id": self._writing.insert(writes, entity, raw)})
 
     def _change(self, entity: Entity, raw: Mapping[str, Any]) -> Row:
         try:
@@ -91,7 +107,7 @@ class Collections:
         except RowError:
             identity = None
         doubled = RowError("DUPLICATE_VALUE", f"Duplicate id specified: {identity}")
-        return Row(lambda writes: {"id": self._writing.update(writes, entity, raw)}, identity, doubled)
+        return Row(entity.name, lambda writes: {"id": self._writing.update(writes, entity, raw)}, identity, doubled)
 
     def _upsertion(self, member: Field, entity: Entity, raw: Mapping[str, Any]) -> Row:
         by_id = member.type == "id"
@@ -111,23 +127,30 @@ class Collections:
             return {"id": record_id, "created": created}
 
         identity = None if key is None else canonical(key) if by_id else index_key(member, key)
-        return Row(
-            write, identity, RowError("DUPLICATE_VALUE", f"Duplicate external id specified: {given}", [member.name])
-        )
+        doubled = RowError("DUPLICATE_VALUE", f"Duplicate external id specified: {given}", [member.name])
+        return Row(entity.name, write, identity, doubled)
 
     def _deletion(self, given: str) -> Row:
         record_id = canonical(given)
+        entity = self._writing.store.schema.by_prefix.get((record_id or "")[:PREFIX])
 
         def write(writes: Transaction) -> Result:
             if record_id is None:
                 raise RowError("MALFORMED_ID", f"malformed id {given}")
-            entity = self._writing.store.schema.by_prefix.get(record_id[:PREFIX])
             if entity is None:
                 raise RowError("INVALID_CROSS_REFERENCE_KEY", "invalid cross reference id")
             writes.delete(entity, record_id)
             return {"id": record_id}
 
-        return Row(write, record_id, RowError("DUPLICATE_VALUE", f"Duplicate id specified: {given}"))
+        doubled = RowError("DUPLICATE_VALUE", f"Duplicate id specified: {given}")
+        return Row(entity.name if entity else "", write, record_id, doubled)
+
+
+def _refusal(error: RowError) -> Callable[[Transaction], Result]:
+    def refuse(_: Transaction) -> Result:
+        raise error
+
+    return refuse
 
 
 def _run(writes: Transaction, rows: Sequence[Row], *, upsert: bool) -> Response:

@@ -74,6 +74,14 @@ class Writing:
         lock = self.locks.of(job_id, "PATCH", path, now, until)
         return Transaction(self.store, self.books, self.version_field, now, user, lock)
 
+    def overtaxed(self, object_name: str, rows: int) -> RowError | None:
+        """Give the error of a transaction's rows of one object if they are more than its triggers have the time for."""
+        bound = self.settings["trigger_rows"].get(object_name)
+        if bound is None or rows <= bound:
+            return None
+        message = f"{object_name}Trigger: System.LimitException: Apex CPU time limit exceeded"
+        return RowError("CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", message)
+
     def entity(self, name: str) -> Entity:
         """Find an object. Raises ApiError NOT_FOUND."""
         entity = self.store.schema.entity(name)

@@ -65,9 +65,10 @@ def index_key(member: Field, value: Stored) -> str:
 
 @dataclass(slots=True)
 class Store:
-    """All records of the org, live and deleted."""
+    """All records of the org, live and deleted. ``room`` is how many live ones the org's storage holds; None: any."""
 
     schema: Schema
+    room: int | None = None
     records: dict[str, Record] = field(default_factory=dict)
     _sequences: Counter[str] = field(default_factory=Counter)
     _index: dict[tuple[str, str], dict[str, set[str]]] = field(default_factory=dict)
@@ -92,6 +93,13 @@ class Store:
         """Take the next id with a key prefix."""
         self._sequences[prefix] += 1
         return new_id(prefix, self._sequences[prefix])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the storage has no room for another record; what is in the recycle bin takes none."""
+        if self.room is None or len(self.records) < self.room:
+            return False
+        return sum(not record.deleted for record in self.records.values()) >= self.room
 
     def find(self, entity: Entity, member: Field, value: Stored) -> list[str]:
         """List the ids of live records with this key."""

@@ -130,6 +130,7 @@ class Work:
         writes = self.writing.for_job(job.id, job.path, job.user, now, now + len(chunk) / self._pace)
         parsed = [self._parse(job, number) for number in chunk]
         doubled = repeated(_identity(job, row) for row in parsed)
+        overtaxed = self.writing.overtaxed(job.entity.name, len(chunk))
         for number, row in zip(chunk, parsed, strict=True):
             identity = _identity(job, row)
             try:
@@ -137,6 +138,8 @@ class Work:
                     raise row
                 if identity in doubled:
                     raise _doubled(job, row)
+                if overtaxed:
+                    raise overtaxed
                 job.successes.append((*_write(job, writes, row), number))
             except RowError as refused:
                 job.failures.append((self._known_id(job, row), refused.as_cell(), number))

@@ -21,6 +21,8 @@ _READ_ONLY = (
     "read/write for your profile or permission set."
 )
 
+MERGEABLE = frozenset({"Account", "Contact", "Lead", "Case"})
+
 
 class RowLock(Protocol):
     """Tries to lock rows for a transaction."""
@@ -63,6 +65,8 @@ class Transaction:
         missing = [name for name in entity.required if values.get(name) is None]
         if missing:
             raise RowError("REQUIRED_FIELD_MISSING", f"Required fields are missing: [{', '.join(missing)}]", missing)
+        if self.store.is_full:
+            raise RowError("STORAGE_LIMIT_EXCEEDED", "storage limit exceeded")
         self._check_unique(entity, values, None)
         parents = self._parents(entity, values)
         self._lock(entity, parents)
@@ -118,6 +122,18 @@ class Transaction:
         record = self._live(entity, record_id)
         self._lock(entity, [record_id, *self._parents(entity, record.values)])
         self._bury(record, by_person=self.by_person)
+
+    def merge(self, entity: Entity, master_id: str, other_id: str) -> None:
+        """Bury a record, and give its children to another, which stays as it is (SOAP guide, "merge()")."""
+        if entity.name not in MERGEABLE:
+            raise RowError("INVALID_TYPE", f"{entity.name} records cannot be merged")
+        master, other = self._live(entity, master_id), self._live(entity, other_id)
+        if master is other:
+            raise RowError("INVALID_OPERATION", "a record cannot be merged with itself")
+        for child_id, name in self.store.referrers(other.id):
+            parent = None if child_id == master.id else master.id
+            self._apply(self.store.records[child_id], {name: parent}, by_person=True)
+        self._bury(other, by_person=True)
 
     def commit(self) -> None:
         """Enter the effects into the books."""
