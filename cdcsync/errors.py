@@ -104,10 +104,17 @@ class DestinationError(CdcsyncError):
 
 
 class TransientError(DestinationError):
-    """The request failed for a passing reason: no answer, 5xx, a lock. Part of it may have been done."""
+    """The request failed for a passing reason: no answer, 5xx, a lock. Part of it may have been done.
+
+    ``shrink``: it took too long, or more than the CRM grants one request; fewer records in one may well go through.
+    """
 
     code = "crm-transient"
     exit_code = EXIT_TRY_LATER
+
+    def __init__(self, message: str, *, shrink: bool = False, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.shrink = shrink
 
 
 class RateLimitedError(DestinationError):
@@ -126,7 +133,10 @@ class RateLimitedError(DestinationError):
 
 
 class BatchRejectedError(DestinationError):
-    """The whole request was refused because of its content, without saying which record; nothing was done."""
+    """The whole request was refused because of its content, without saying which record; nothing was done.
+
+    Any part of the records may be sent on its own. ``Destination.send`` does so itself, and never raises this.
+    """
 
     code = "crm-batch-rejected"
 

@@ -184,7 +184,7 @@ class Link:
 
 
 class Op(enum.Enum):
-    """UPSERT writes by external key; UPDATE writes by CRM id (a key change); DELETE removes by CRM id."""
+    """UPSERT writes by external key, and creates; UPDATE writes by CRM id, the key too; DELETE removes by CRM id."""
 
     UPSERT = "upsert"
     UPDATE = "update"
@@ -201,8 +201,9 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record to send. ``fields`` never holds the key field: an UPDATE that changes the key does it by ``key``.
+    """One record to send. ``fields`` never holds the key field: ``key`` does, and an UPDATE writes it along.
 
+    So an UPDATE changes the key, or gives it back to a record that somebody took it from; an equal one does nothing.
     ``crm_id`` is set for UPDATE and DELETE, and for an UPSERT where it is known.
     """
 
@@ -214,7 +215,10 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records for one object and one operation; no two of them share a key or a CRM id."""
+    """Records for one object and one operation; no two of them share a key or a CRM id.
+
+    Each may have other fields: what one lacks is left alone, whatever its neighbours have (see ``apply.base``).
+    """
 
     target: Target
     op: Op
@@ -244,10 +248,14 @@ INCOMPLETE_ROW: Final = "incomplete-row"
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """This record was not written for a passing reason (a row lock, say). Sending it again may work."""
+    """This record was not written for a passing reason (a row lock, say). Sending it again may work.
+
+    ``shrink``: the request did more than the CRM grants one (its triggers' time, say): send fewer records in one.
+    """
 
     code: str
     message: str
+    shrink: bool = False
 
 
 @dataclass(frozen=True, slots=True)

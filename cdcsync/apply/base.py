@@ -4,9 +4,18 @@ Adapters are blocking (the vendor clients are); the lane calls them from its own
 adapter holds no queue, no retry and no clock of its own: it sends what it is given once, and translates the answer:
 
 * one ``model.Outcome`` per record, in the order of the batch's records, when the CRM looked at them one by one;
-* ``TransientError``, ``RateLimitedError``, ``BatchRejectedError`` or ``FatalError`` when the request as a whole failed.
+* ``TransientError``, ``RateLimitedError`` or ``FatalError`` when the request as a whole failed. A request that is
+  refused for its content is halved until the bad record stands alone (``bisect.isolate``).
 
-Anything else that escapes is a bug, and ends the process.
+Anything else that escapes is a bug, and ends the process. No answer for a passing reason is ever ``Rejected``, and no
+fault of the mapping or the CRM's setup: that is a ``FatalError``, even if other records of the request were written.
+
+What a record says means the same on every path and for every operation, whatever fields its neighbours have:
+
+* a field that is not in ``Record.fields`` is left alone, and when the record is created it gets the CRM's default;
+* ``None`` and the empty text leave the field empty (no CRM here tells them apart), all else is written.
+
+An adapter whose format cannot say one of these for some record sends that record another way.
 """
 
 from __future__ import annotations
@@ -101,14 +110,21 @@ class Destination(Protocol):
     def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
         """Look up which of ``keys`` exist, strongly consistently; returns external key → CRM id. Any number of keys."""
 
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read fields by CRM id, strongly consistently; returns CRM id → field → value as the CRM prints it.
+
+        An empty field's value is None. Any number of ids; a record that is not there (any more) is left out.
+        """
+
     def send(self, batch: Batch) -> list[Outcome]:
-        """Write one batch of at most ``limits.batch[batch.op]`` records."""
+        """Write one batch of at most ``limits.batch[batch.op]`` records. Does not raise BatchRejectedError."""
 
 
 class BulkDestination(Destination, Protocol):
     """A CRM with asynchronous bulk jobs. The lane journals each step before it takes it.
 
-    Every method may be repeated after a crash: a step that was taken already is recognised and is no error.
+    Every method may be repeated after a crash: a step that was taken already is recognised and is no error. Jobs carry
+    any ``Op``; ``bulk_upload`` alone raises BatchRejectedError.
     """
 
     def bulk_create(self, target: Target, op: Op) -> str:
@@ -118,7 +134,7 @@ class BulkDestination(Destination, Protocol):
         """Find an open job of ours, created at or after ``since`` (Unix time) by a step whose answer was lost."""
 
     def bulk_upload(self, job: str, batch: Batch) -> None:
-        """Upload the records. Raises BatchRejectedError if they can never be uploaded."""
+        """Upload the records. Raises BatchRejectedError if they can never be uploaded so; ``send`` may take them."""
 
     def bulk_close(self, job: str) -> None:
         """Say that the upload is complete; the CRM starts to work."""

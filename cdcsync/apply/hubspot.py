@@ -1,29 +1,28 @@
 """HubSpot as a destination: batches of 100 records through the vendor's client, and their associations.
 
 How a batch can fail decides the shape of this: an upsert whose inputs carry distinct trace ids reports bad rows one by
-one (207); updates, conflicts of unique values and duplicate ids refuse the whole batch (400, 409), which is then halved
-until the bad row stands alone. Upsert by a unique property, update, archive and associations may all be repeated
-after a lost answer, so nothing here remembers anything. Sources: HubSpot's error handling page and recorded traffic.
+one (207); updates, conflicts of unique values and duplicate ids refuse the whole batch (400, 409). Upsert by a unique
+property, update, archive and associations may all be repeated after a lost answer, so nothing here remembers anything.
+Sources: HubSpot's error handling page and recorded traffic.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from cdcsync.apply.base import Finding, Gate, Limits, Wanted
+from cdcsync.apply.bisect import isolate
 from cdcsync.apply.hubspot_check import Checker
 from cdcsync.apply.hubspot_links import Linker, changes
-from cdcsync.apply.hubspot_rows import NOT_FOUND, found, sort
+from cdcsync.apply.hubspot_lookup import BATCH, Lookup
+from cdcsync.apply.hubspot_rows import NOT_FOUND, sort
 from cdcsync.apply.hubspot_session import HubspotSession
-from cdcsync.apply.hubspot_values import comparable, is_date, properties
+from cdcsync.apply.hubspot_values import is_date, properties
 from cdcsync.config import HubspotConfig
 from cdcsync.errors import BatchRejectedError
-from cdcsync.model import Applied, Batch, Missing, Op, Outcome, Record, Rejected, Retry, Target
-
-BATCH: Final = 100
-"""Inputs of an object batch call."""
+from cdcsync.model import Applied, Batch, Missing, Op, Outcome, Record, Retry, Target
 
 
 class HubspotDestination:
@@ -33,6 +32,7 @@ class HubspotDestination:
         self.name = name
         self.limits = Limits(batch=dict.fromkeys(Op, BATCH), max_parallel=config.max_parallel)
         self._session = HubspotSession(config, gate)
+        self._lookup = Lookup(self._session)
         self._linker = Linker(self._session)
         self._datetimes: dict[str, frozenset[str]] = {}
 
@@ -53,19 +53,17 @@ class HubspotDestination:
 
     def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
         """Look up records by their unique property, consistently at once; answers key → record id."""
-        ids: dict[str, str] = {}
-        distinct = list(dict.fromkeys(comparable(target.key_field, key) for key in keys if key))
-        for start in range(0, len(distinct), BATCH):
-            ids |= self._find(target, distinct[start : start + BATCH])
-        return {key: ids[name] for key in keys if (name := comparable(target.key_field, key)) in ids}
+        return self._lookup.by_key(target, keys)
+
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read properties by record id; an id from before a merge is answered with what its record holds now."""
+        return self._lookup.values(target, crm_ids, fields)
 
     def send(self, batch: Batch) -> list[Outcome]:
         """Write one batch, then the association changes of the records that were written."""
-        if not batch.records:
-            return []
         if batch.op is Op.DELETE:
-            return self._archive(batch)
-        outcomes = self._write(batch)
+            return isolate(self._archive, batch)
+        outcomes = isolate(self._write, batch)
         for change in changes(batch.records, outcomes):
             for place, rejected in self._linker.carry_out(batch.target.object, change).items():
                 outcomes[place] = rejected
@@ -75,14 +73,7 @@ class HubspotDestination:
         method = self._session.objects.upsert if batch.op is Op.UPSERT else self._session.objects.update
         instants = self._instants(batch)
         inputs = [_input(batch, record, place, instants) for place, record in enumerate(batch.records)]
-        try:
-            answer = self._session.call(method, batch.target.object, {"inputs": inputs})
-        except BatchRejectedError as refusal:
-            if len(batch.records) == 1:
-                return [Rejected(refusal.reason, refusal.message, refusal.field)]
-            first, second = _halves(batch)
-            return self._write(first) + self._write(second)
-        sorted_ = sort(batch, answer)
+        sorted_ = sort(batch, self._session.call(method, batch.target.object, {"inputs": inputs}))
         return [
             sorted_.outcomes.get(place) or self._unanswered(batch, record, stray=sorted_.stray)
             for place, record in enumerate(batch.records)
@@ -92,7 +83,7 @@ class HubspotDestination:
         """Name the object's datetime properties; HubSpot is asked once for each object, if a date is to be written."""
         name = batch.target.object
         if name not in self._datetimes and any(is_date(v) for record in batch.records for v in record.fields.values()):
-            answer = self._session.call(self._session.properties.get_all, name)
+            answer = self._session.ask(self._session.properties.get_all, name)
             self._datetimes[name] = frozenset(
                 entry["name"] for entry in answer.get("results", []) if entry.get("type") == "datetime"
             )
@@ -101,8 +92,8 @@ class HubspotDestination:
     def _unanswered(self, batch: Batch, record: Record, *, stray: bool) -> Outcome:
         """Settle a record that the answer does not name: alone, its answer can only be its own."""
         if stray:
-            return self._write(replace(batch, records=(record,)))[0]
-        if batch.op is Op.UPDATE and not self._exists(batch.target, record):
+            return isolate(self._write, replace(batch, records=(record,)))[0]
+        if batch.op is Op.UPDATE and not self._lookup.exists(batch.target, record.crm_id or ""):
             return Missing(f"HubSpot has no record {record.crm_id} (any more)")
         return Retry("UNANSWERED", "HubSpot's answer to the batch says nothing about this record")
 
@@ -111,33 +102,10 @@ class HubspotDestination:
         try:
             self._session.call(self._session.objects.archive, batch.target.object, {"inputs": inputs})
         except BatchRejectedError as refusal:
-            if len(batch.records) == 1:
-                return [_gone_or_rejected(refusal)]
-            first, second = _halves(batch)
-            return self._archive(first) + self._archive(second)
+            if len(batch.records) == 1 and refusal.reason == NOT_FOUND:
+                return [Applied(None)]  # what is not there is deleted
+            raise
         return [Applied(record.crm_id) for record in batch.records]
-
-    def _exists(self, target: Target, record: Record) -> bool:
-        body = {"inputs": [{"id": record.crm_id}], "properties": [target.key_field]}
-        return bool(self._session.call(self._session.objects.read, target.object, body).get("results"))
-
-    def _find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
-        """Read by unique property; a contact found by another of its addresses answers with its first one."""
-        body = {
-            "idProperty": target.key_field,
-            "inputs": [{"id": key} for key in keys],
-            "properties": [target.key_field],
-        }
-        ids = found(self._session.call(self._session.objects.read, target.object, body), target.key_field)
-        known = {key: ids[key] for key in keys if key in ids}
-        if target.key_field != "email" or known.keys() == ids.keys():
-            return known
-        if len(keys) == 1:
-            return {keys[0]: next(iter(ids.values()))}
-        for key in keys:
-            if key not in known:
-                known |= self._find(target, [key])
-        return known
 
 
 def _input(batch: Batch, record: Record, place: int, instants: frozenset[str]) -> dict[str, Any]:
@@ -150,13 +118,3 @@ def _input(batch: Batch, record: Record, place: int, instants: frozenset[str]) -
         "properties": fields,
         "objectWriteTraceId": str(place),
     }
-
-
-def _halves(batch: Batch) -> tuple[Batch, Batch]:
-    middle = len(batch.records) // 2
-    return replace(batch, records=batch.records[:middle]), replace(batch, records=batch.records[middle:])
-
-
-def _gone_or_rejected(refusal: BatchRejectedError) -> Outcome:
-    """Count a delete of what is not there as done."""
-    return Applied(None) if refusal.reason == NOT_FOUND else Rejected(refusal.reason, refusal.message, refusal.field)

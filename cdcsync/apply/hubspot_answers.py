@@ -29,6 +29,13 @@ MAPPING_CODES: Final = frozenset({"PROPERTY_DOESNT_EXIST", "READ_ONLY_VALUE", "M
 MAPPING_WORDS: Final = (" by non-unique ", "Unable to infer object type")
 PASSING: Final = frozenset({408, 423, 425, 477})
 """Timeouts; 423: locked by other writes; 477: the account is being moved to another data centre."""
+PASSING_CATEGORIES: Final = frozenset({"RATE_LIMITS", "LOCKED", "INTERNAL_ERROR", "TIMEOUT"})
+"""Of a request or a row that another try may cure."""
+SLOW: Final = frozenset({408, 504, 524})
+"""It took too long: with fewer records it may take less."""
+TOO_LARGE: Final = 413
+CONTENT: Final = frozenset({400, 409, TOO_LARGE, 414, 422})
+"""What is refused is what was sent. 414 is also said of a record with more than 250 merged ids."""
 ANSWER_SHOWN: Final = 200
 
 
@@ -104,13 +111,17 @@ def refusal(answer: Answer) -> DestinationError:
     if status == 401:  # noqa: PLR2004 - the token
         return CredentialsError(words, hint="give a valid token: HubSpot, Settings, Integrations, Private Apps")
     if status < 400 or status >= 500 or status in PASSING:  # noqa: PLR2004 - 4xx are for the content
-        return TransientError(words)
+        return TransientError(words, shrink=status in SLOW)
     if status == 404:  # noqa: PLR2004 - of a path, and so of an object type
         return FatalError(words, hint="check the object's name in the mapping, and base_url")
-    if not answer.body:
+    if status == TOO_LARGE and not answer.body:
+        return BatchRejectedError(words, reason="REQUEST_TOO_LARGE")
+    if not answer.body or answer.body.get("category") in PASSING_CATEGORIES:
         return TransientError(words)  # a page of something in between: HubSpot's own refusals are JSON
     if status == 403:  # noqa: PLR2004 - scopes
         return FatalError(words, hint=_scopes_hint(answer.body))
+    if status not in CONTENT:
+        return FatalError(words, hint="run `cdcsync check`; HubSpot refuses all requests of this kind")
     found = faults(answer.body)
     return mapping_fault(found) or BatchRejectedError(
         "; ".join(dict.fromkeys(fault.message for fault in found)), reason=found[0].code, field=found[0].field

@@ -92,7 +92,7 @@ class LinkTypes:
         with self._lock:
             known = self._labels.get((from_object, to_object))
             if known is None:
-                answer = self._session.call(self._session.labels.get_all, from_object, to_object)
+                answer = self._session.ask(self._session.labels.get_all, from_object, to_object)
                 known = [entry for entry in answer.get("results", []) if isinstance(entry, dict)]
                 self._labels[from_object, to_object] = known
             return known

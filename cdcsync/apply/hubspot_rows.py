@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cdcsync.apply.hubspot_answers import concerned, rejection
+from cdcsync.apply.hubspot_answers import PASSING_CATEGORIES, concerned, rejection
 from cdcsync.apply.hubspot_values import comparable
 from cdcsync.model import Applied, Batch, Missing, Op, Outcome, Record, Retry
 
 NOT_FOUND: Final = "OBJECT_NOT_FOUND"
-PASSING: Final = frozenset({"RATE_LIMITS", "LOCKED", "INTERNAL_ERROR", "TIMEOUT"})
-"""Categories of row errors that another try may cure."""
 NOT_NOW: Final = frozenset({"423", "429", "500", "502", "503", "504"})
 
 
@@ -70,7 +68,7 @@ def _places(error: Mapping[str, Any], places: Mapping[str, int], size: int) -> S
 
 
 def _outcome(op: Op, error: Mapping[str, Any]) -> Outcome:
-    if str(error.get("category", "")) in PASSING or str(error.get("status", "")) in NOT_NOW:
+    if str(error.get("category", "")) in PASSING_CATEGORIES or str(error.get("status", "")) in NOT_NOW:
         return Retry(str(error.get("category", "UNKNOWN")), str(error.get("message", "")))
     if op is Op.UPDATE and error.get("category") == NOT_FOUND:
         return Missing(str(error.get("message", "")))
@@ -96,6 +94,26 @@ def found(body: Mapping[str, Any], key_field: str) -> dict[str, str]:
         key = fields.get(key_field) if isinstance(fields, dict) else None
         ids[comparable(key_field, key)] = str(result["id"])
     return ids
+
+
+def contents(
+    ids: Sequence[str], body: Mapping[str, Any], fields: Sequence[str]
+) -> tuple[dict[str, dict[str, object]], list[str]]:
+    """Read a ``batch/read`` answer by id: the fields of the records found, None where empty; and ids not spoken of.
+
+    A merged record answers with the id that it has now. A cleared property reads "", one that was never set null.
+    """
+    read: dict[str, dict[str, object]] = {}
+    for result in _results(body):
+        held = result.get("properties")
+        values = held if isinstance(held, dict) else {}
+        crm_id = ids[0] if len(ids) == 1 else str(result["id"])
+        read[crm_id] = {name: values.get(name) or None for name in fields}
+    missing = {name for error in _entries(body, "errors") for name in concerned(error, "ids", "id")}
+    return (
+        {crm_id: values for crm_id, values in read.items() if crm_id in ids},
+        [crm_id for crm_id in ids if crm_id not in read and crm_id not in missing],
+    )
 
 
 def failures(body: Mapping[str, Any]) -> list[Mapping[str, Any]]:

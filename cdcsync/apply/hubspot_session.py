@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from hubspot import HubSpot
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from cdcsync.apply.base import Gate
 from cdcsync.apply.hubspot_answers import Answer, read, refusal, scope, windows
@@ -55,6 +55,16 @@ class HubspotSession:
                 answer = self._once(method, arguments, newer)
         return self._accept(answer)
 
+    def ask(self, method: Callable[..., Any], *arguments: object) -> Mapping[str, Any]:
+        """Send one request that only reads: raises as ``call`` does, but for BatchRejectedError.
+
+        A refusal for a reason that we do not know is waited out; it must not be taken for one of records to write.
+        """
+        try:
+            return self.call(method, *arguments)
+        except BatchRejectedError as error:
+            raise TransientError(f"HubSpot refuses to read: {error.reason}: {error.message}") from error
+
     def authenticate(self) -> None:
         """Prove the login with one small request; whether the token may read contacts does not matter here."""
         token = self._tokens.current()
@@ -78,7 +88,8 @@ class HubspotSession:
             response = method(*arguments, _preload_content=False, _request_timeout=TIMEOUT, **options)
             status, body, headers = response.status, response.data, response.headers
         except (HTTPError, UnicodeDecodeError) as error:
-            raise TransientError(f"no answer from HubSpot: {type(error).__name__}: {error}") from error
+            slow = isinstance(error, ReadTimeoutError)
+            raise TransientError(f"no answer from HubSpot: {type(error).__name__}: {error}", shrink=slow) from error
         except Exception as error:
             refused = _api_error(error)
             if refused is None:

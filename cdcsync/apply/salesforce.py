@@ -54,6 +54,10 @@ class SalesforceDestination:
         """Look up records by their external key, letter by letter; answers key → record id."""
         return self._finder.by_key(target, keys)
 
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read fields by id, 2,000 records a request; a checkbox is never empty."""
+        return self._finder.values(target.object, crm_ids, fields)
+
     def send(self, batch: Batch) -> list[Outcome]:
         """Write one batch."""
         return self._collections.send(batch)

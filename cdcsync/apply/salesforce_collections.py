@@ -1,7 +1,7 @@
 """sObject Collections: up to 200 records in a request, each judged for itself.
 
-Results come in the order sent. A request that cannot be parsed is refused as a whole; it is then halved until the bad
-record stands alone. Upsert by an external id, update and delete by id may all be repeated after a lost answer.
+Results come in the order sent. A request that cannot be parsed is refused as a whole. Upsert by an external id, update
+and delete by id may all be repeated after a lost answer.
 Source: REST API Developer Guide, "Use sObject Collections".
 """
 
@@ -11,19 +11,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from cdcsync.apply.salesforce_errors import CHECK_HINT, result, unknown_column
+from cdcsync.apply.bisect import isolate
+from cdcsync.apply.salesforce_errors import result
 from cdcsync.apply.salesforce_objects import Objects
 from cdcsync.apply.salesforce_query import Finder
 from cdcsync.apply.salesforce_session import SalesforceSession
 from cdcsync.apply.salesforce_values import JsonForm, unsendable
-from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
+from cdcsync.errors import DestinationError, FatalError, TransientError
 from cdcsync.model import Batch, Missing, Op, Outcome, Record, Rejected, Retry
 
 BATCH: Final = 200
 """Records of one request."""
 PATH: Final = "composite/sobjects"
-CONTENT_CODES: Final = frozenset({"JSON_PARSER_ERROR", "REQUEST_TOO_LARGE", "EXCEEDED_MAX_SIZE_REQUEST"})
-"""Refusals of a whole request that one record's content may be to blame for."""
 
 
 class Collections:
@@ -38,8 +37,8 @@ class Collections:
         """Write at most 200 records, in one request as far as Salesforce lets us; what has no form is not sent."""
         outcomes: list[Outcome | None] = [unsendable(record) for record in batch.records]
         sent = tuple(record for record, outcome in zip(batch.records, outcomes, strict=True) if outcome is None)
-        answers = iter(self._write(replace(batch, records=sent)))
-        return [outcome or next(answers) for outcome in outcomes]
+        answers = iter(isolate(self._write, replace(batch, records=sent)))
+        return self.confirmed(batch, [outcome or next(answers) for outcome in outcomes])
 
     def send_rest(self, batch: Batch) -> list[Outcome]:
         """Send records after others that belong with them: an error would have to mean that nothing was done.
@@ -50,8 +49,6 @@ class Collections:
             return self.send(batch)
         except TransientError:
             raise
-        except BatchRejectedError as error:
-            return [Rejected(error.reason, error.message, error.field)] * len(batch.records)
         except DestinationError as error:
             return [Retry(error.code, error.message)] * len(batch.records)
 
@@ -74,17 +71,11 @@ class Collections:
         return judged
 
     def _write(self, batch: Batch) -> list[Outcome]:
-        if not batch.records:
-            return []
         try:
-            outcomes = self._delete(batch) if batch.op is Op.DELETE else self._patch(batch)
-        except BatchRejectedError as refusal:
-            if refusal.reason not in CONTENT_CODES or len(batch.records) == 1:
-                raise
-            middle = len(batch.records) // 2
-            first = self.send_rest(replace(batch, records=batch.records[:middle]))
-            return first + self.send_rest(replace(batch, records=batch.records[middle:]))
-        return self.confirmed(batch, outcomes)
+            return self._delete(batch) if batch.op is Op.DELETE else self._patch(batch)
+        except FatalError:
+            self._objects.forget(batch.target.object)  # a field may have come or gone
+            raise
 
     def _patch(self, batch: Batch) -> list[Outcome]:
         target = batch.target
@@ -93,25 +84,17 @@ class Collections:
             path, write = f"{PATH}/{target.object}/{target.key_field}", form.upsert
         else:
             path, write = PATH, form.update
-        try:
-            return self._request("PATCH", path, batch, _body(batch.records, write))
-        except FatalError:
-            self._objects.forget(target.object)  # a field may have come or gone
-            raise
+        return self._request("PATCH", path, batch, _body(batch.records, write))
 
     def _delete(self, batch: Batch) -> list[Outcome]:
         ids = ",".join(record.crm_id or "" for record in batch.records)
         return self._request("DELETE", f"{PATH}?ids={ids}&allOrNone=false", batch, None)
 
     def _request(self, method: str, path: str, batch: Batch, body: str | None) -> list[Outcome]:
-        entries = self._session.call(method, path, body).json()
+        entries = self._session.call(method, path, body, records=True).json()
         if not isinstance(entries, list) or len(entries) != len(batch.records):
             raise TransientError("Salesforce did not answer with one result for each record")
-        outcomes = [result(batch.op, entry) for entry in entries]
-        unknown = [unknown_column(outcome) for outcome in outcomes]
-        if all(unknown):  # nothing was done, so this is no matter of single records
-            raise FatalError(f"Salesforce refuses the mapping to {batch.target.object}: {unknown[0]}", hint=CHECK_HINT)
-        return outcomes
+        return [result(batch.op, entry) for entry in entries]
 
 
 def _body(records: Sequence[Record], write: Callable[[Record], str]) -> str:

@@ -37,22 +37,49 @@ PASSING: Final = frozenset(
         "UNABLE_TO_LOCK_ROW",
         "SERVER_UNAVAILABLE",
         "QUERY_TIMEOUT",
-        "REQUEST_RUNNING_TOO_LONG",
         "TXN_SECURITY_METERING_ERROR",
         "API_CURRENTLY_DISABLED",
+        "FUNCTIONALITY_TEMPORARILY_UNAVAILABLE",
+        "ORG_LOCKED",
         "ALL_OR_NONE_OPERATION_ROLLED_BACK",
         "PROCESSING_HALTED",
+        "UNKNOWN_EXCEPTION",
     }
 )
-"""Another try may succeed without anybody's doing."""
+"""Another try may succeed without anybody's doing. The last one is Salesforce's word for a failure of its own."""
+TOO_LONG: Final = "REQUEST_RUNNING_TOO_LONG"
+LIMIT_WORDS: Final = (
+    "LimitException",
+    "Apex CPU time limit exceeded",
+    "Apex heap size too large",
+    "Too many SOQL queries",
+    "Too many query rows",
+    "Too many DML",
+)
+"""What one transaction's automation may do is limited, whatever code says so: a smaller one has more for each row."""
+OWN_WORDS: Final = "FIELD_CUSTOM_VALIDATION_EXCEPTION"
+"""The message of this code is the text of somebody's validation rule."""
 LOCK_WORDS: Final = ("UNABLE_TO_LOCK_ROW", "unable to obtain exclusive access")
 """A lock that a trigger or flow ran into is reported with the trigger's code, and these words in the message."""
 QUOTAS: Final = frozenset({"REQUEST_LIMIT_EXCEEDED", "EXCEEDEDQUOTA", "EXCEEDED_QUOTA"})
-SETUP: Final = frozenset({"INVALID_TYPE", "INVALIDJOB", "NOT_FOUND", "UNSUPPORTED_API_VERSION"})
-"""Faults of the mapping or the org's setup: every request of the kind would fail alike."""
+STORAGE: Final = "STORAGE_LIMIT_EXCEEDED"
+ROW_SETUP: Final = frozenset({"INVALID_TYPE", STORAGE})
+SETUP: Final = ROW_SETUP | {
+    "INVALIDJOB",
+    "NOT_FOUND",
+    "UNSUPPORTED_API_VERSION",
+    "FUNCTIONALITY_NOT_ENABLED",
+    "FEATURENOTENABLED",
+    "TRIAL_EXPIRED",
+}
+"""Faults of the mapping or the org's setup, whichever record meets them: somebody has to act."""
 UNKNOWN_COLUMN: Final = "No such column"
-PASSING_STATUS: Final = frozenset({408, 420, 425})
-"""Time-outs; 420 is answered by Salesforce's edge."""
+EXPIRED: Final = "INVALID_SESSION_ID"
+SLOW_STATUS: Final = frozenset({408, 504})
+PASSING_STATUS: Final = frozenset({408, 409, 420, 423, 425})
+"""Time-outs, conflicts and locks; 420 is answered by Salesforce's edge."""
+TOO_LARGE: Final = 413
+CONTENT_STATUS: Final = frozenset({400, TOO_LARGE})
 RATE_STATUS: Final = frozenset({429, 503})
 CHECK_HINT: Final = "run `cdcsync check`: it names the object, field or permission that is missing"
 
@@ -90,6 +117,13 @@ class Answer:
             return max(0.0, float(self.headers["Retry-After"]))
         except (KeyError, ValueError):
             return None
+
+    @property
+    def login_refused(self) -> bool:
+        """Whether the token is no good (any more), so that nothing was done."""
+        return self.status == UNAUTHORIZED or (
+            OUR_FAULT <= self.status < THEIR_FAULT and any(fault.code == EXPIRED for fault in faults(self))
+        )
 
     def json(self) -> Any:
         """Parse the body, numbers exact. Raises TransientError if it is no JSON: a proxy's page, or a cut answer."""
@@ -133,13 +167,15 @@ def refusal(answer: Answer) -> DestinationError:
     limited = _rate(answer, found, words)
     if limited is not None:
         return limited
-    if answer.status == UNAUTHORIZED:
+    if answer.login_refused:
         return CredentialsError(words, hint="check the connected app and its user: the login was accepted, its use not")
-    if not OUR_FAULT <= answer.status < THEIR_FAULT or answer.status in PASSING_STATUS:
-        return TransientError(words)
-    if not found or found[0].code in PASSING or _locked(found[0]):
-        return TransientError(words)
-    if answer.status in {403, 410} or found[0].code in SETUP or UNKNOWN_COLUMN in found[0].message:
+    if answer.status == TOO_LARGE and not found:  # something in between refuses the size, in words of its own
+        return BatchRejectedError(words, reason="REQUEST_TOO_LARGE")
+    if not OUR_FAULT <= answer.status < THEIR_FAULT or answer.status in PASSING_STATUS or not found:
+        return TransientError(words, shrink=answer.status in SLOW_STATUS or any(map(_overtaxed, found)))
+    if _passing(found[0]):
+        return TransientError(words, shrink=_overtaxed(found[0]))
+    if answer.status not in CONTENT_STATUS or found[0].code in SETUP or UNKNOWN_COLUMN in found[0].message:
         return FatalError(words, hint=_hint(found[0]))
     return BatchRejectedError(found[0].message, reason=found[0].code, field=found[0].field)
 
@@ -162,23 +198,36 @@ def _hint(fault: Fault) -> str:
             return "the org's edition has no API, or the user lacks “API Enabled”: Setup → Permission Sets → System"
         case "INSUFFICIENT_ACCESS" | "INSUFFICIENT_ACCESS_OR_READONLY" | "FORBIDDEN":
             return "give the integration user access to the object: Setup → Permission Sets → Object Settings"
+        case "STORAGE_LIMIT_EXCEEDED":
+            return "free storage, or buy more: Setup → Storage Usage"
         case _:
             return CHECK_HINT
 
 
-def _locked(fault: Fault) -> bool:
-    return any(words in fault.message for words in LOCK_WORDS)
+def _overtaxed(fault: Fault) -> bool:
+    limited = fault.code != OWN_WORDS and any(words in fault.message for words in LIMIT_WORDS)
+    return limited or fault.code == TOO_LONG
+
+
+def _passing(fault: Fault) -> bool:
+    locked = any(words in fault.message for words in LOCK_WORDS)
+    return fault.code in PASSING or locked or _overtaxed(fault)
 
 
 def row_outcome(fault: Fault) -> Rejected | Retry:
-    """Judge a row that was not written."""
-    if fault.code in PASSING or _locked(fault):
-        return Retry(fault.code, fault.message)
+    """Judge a row that was not written. Raises FatalError for a fault of the mapping or the org's setup."""
+    if fault.code in ROW_SETUP or UNKNOWN_COLUMN in fault.message:
+        raise FatalError(f"Salesforce refuses records: {fault.code}: {fault.message}", hint=_hint(fault))
+    if _passing(fault) or fault.code in {*QUOTAS, EXPIRED}:
+        return Retry(fault.code, fault.message, shrink=_overtaxed(fault))
     return Rejected(fault.code, fault.message, fault.field)
 
 
 def failed(op: Op, fault: Fault) -> Outcome:
-    """Judge a row of an operation: what is not there is deleted already, and may be ``Missing`` for an update."""
+    """Judge a row of an operation: what is not there is deleted already, and may be ``Missing`` for an update.
+
+    Raises FatalError as ``row_outcome`` does; others of the request may have been written.
+    """
     if fault.code in GONE and op is Op.DELETE:
         return Applied(None)
     if fault.code in GONE and op is Op.UPDATE:
@@ -186,13 +235,8 @@ def failed(op: Op, fault: Fault) -> Outcome:
     return row_outcome(fault)
 
 
-def unknown_column(outcome: Outcome) -> str | None:
-    """Give Salesforce's words if a row was refused for a field that is not there, or not for us."""
-    return outcome.message if isinstance(outcome, Rejected) and UNKNOWN_COLUMN in outcome.message else None
-
-
 def result(op: Op, entry: object) -> Outcome:
-    """Read one entry of a Collections answer. Raises TransientError if it is none."""
+    """Read one entry of a Collections answer. Raises TransientError if it is none, FatalError as ``failed`` does."""
     if not isinstance(entry, dict) or not isinstance(entry.get("success"), bool):
         raise TransientError(f"Salesforce's answer holds an entry that is no result: {str(entry)[:SHOWN]!r}")
     if entry["success"]:

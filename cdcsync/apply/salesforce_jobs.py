@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from cdcsync.apply.salesforce_csv import CREATED, ERROR, Result, read
-from cdcsync.apply.salesforce_errors import Answer, refusal
+from cdcsync.apply.salesforce_errors import refusal
 from cdcsync.apply.salesforce_session import SalesforceSession
 from cdcsync.errors import TransientError
 from cdcsync.model import JobStatus, Op, Target
@@ -34,7 +34,14 @@ STATES: Final[Mapping[str, Literal["open", "running", "done", "failed", "aborted
     "Failed": "failed",
     "Aborted": "aborted",
 }
-PASSING: Final = ("ExceededQuota", "TooManyLockFailure")
+PASSING: Final = (
+    "ExceededQuota",
+    "TooManyLockFailure",
+    "Timeout",
+    "InvalidSessionId",
+    "InternalServerError",
+    "Unknown",
+)
 """What a failed job's message starts with if its rows may be sent again as they are."""
 
 
@@ -66,11 +73,15 @@ class IngestJobs:
         return max(found, default=(0.0, None))[1]
 
     def upload(self, job: str, content: bytes) -> None:
-        """Upload the CSV; a job that has it, or is not there any more (see ``poll``), is left as it is."""
+        """Upload the CSV; a job that has it, or is not there any more (see ``poll``), is left as it is.
+
+        Raises BatchRejectedError if the content is refused.
+        """
         accept = frozenset({REFUSED, NO_SUCH})
-        answer = self._session.call("PUT", f"{INGEST}/{job}/batches", content, content_type=CSV, accept=accept)
-        if answer.status == REFUSED and SEVERAL not in answer.text:
-            self._unless_past_open(job, answer)
+        path = f"{INGEST}/{job}/batches"
+        answer = self._session.call("PUT", path, content, content_type=CSV, accept=accept, records=True)
+        if answer.status == REFUSED and SEVERAL not in answer.text and self._is_open(job):
+            raise refusal(answer)
 
     def close(self, job: str) -> None:
         """Start the work on what was uploaded."""
@@ -105,13 +116,13 @@ class IngestJobs:
     def _set_state(self, job: str, state: str) -> None:
         accept = frozenset({REFUSED, NO_SUCH})
         answer = self._session.call("PATCH", f"{INGEST}/{job}", json.dumps({"state": state}), accept=accept)
-        if answer.status == REFUSED:
-            self._unless_past_open(job, answer)
+        if answer.status == REFUSED and self._is_open(job):
+            error = refusal(answer)  # which cannot be about rows
+            raise TransientError(f"Salesforce refuses to set job {job} to {state}: {error.message}") from error
 
-    def _unless_past_open(self, job: str, answer: Answer) -> None:
-        """Accept that a step is refused because the job is beyond it; else raise what the refusal means."""
-        if self.poll(job).state == "open":
-            raise refusal(answer)
+    def _is_open(self, job: str) -> bool:
+        """Tell whether a step was refused for another reason than that the job is beyond it."""
+        return self.poll(job).state == "open"
 
     def _listed(self) -> Iterator[Mapping[str, Any]]:
         path: str | None = f"{INGEST}?jobType=V2Ingest"

@@ -1,12 +1,14 @@
-"""Looking records up by SOQL: which keys exist, which ids exist. Strongly consistent, unlike search.
+"""Looking records up: which keys exist, which ids exist, what fields hold. Strongly consistent, unlike search.
 
-``IN`` does not mind the case of a text (unless the field is case-sensitive) and pads nothing, so what comes back is
-compared with what was asked for. Sources: SOQL guide, "WHERE", "Quoted String Escape Sequences".
+``IN`` of SOQL does not mind the case of a text (unless the field is case-sensitive) and pads nothing, so what comes
+back is compared with what was asked for. Sources: SOQL guide, "WHERE", "Quoted String Escape Sequences"; REST guide,
+"Get Records With a Request Body Using sObject Collections".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,16 +18,16 @@ from simple_salesforce.format import quote_soql_value
 from cdcsync.apply.salesforce_objects import Field, Objects
 from cdcsync.apply.salesforce_session import SalesforceSession
 from cdcsync.apply.salesforce_values import BLANKS, number
-from cdcsync.errors import TransientError
+from cdcsync.errors import FatalError, TransientError
 from cdcsync.model import Target
 
 URI_LIMIT: Final = 12_000
 """Bytes of a query's address; 16,384 are allowed together with all headers, and a token can have 2,000."""
 KEY_LIMIT: Final = 255
 """Characters that an external-id field holds at most: nothing has a longer key."""
-
-
 SHORT_ID: Final = 15
+READ: Final = 2_000
+"""Records of one Collections request that reads."""
 
 
 class Finder:
@@ -58,6 +60,30 @@ class Finder:
         rows = self._rows(object_name, ("Id",), "Id", [quote_soql_value(one) for one in asked.values()])
         return {asked[short] for row in rows if (short := str(row["Id"])[:SHORT_ID]) in asked}
 
+    def values(self, object_name: str, ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read fields of the records that exist: id → field → value, None where it is empty."""
+        shape = self._objects.shape(object_name)
+        names = {name: known.name if (known := shape.field(name)) else name for name in fields}
+        found: dict[str, dict[str, object]] = {}
+        for start in range(0, len(ids), READ):
+            part = ids[start : start + READ]
+            for crm_id, record in zip(part, self._retrieved(object_name, part, list(names.values())), strict=True):
+                if record is not None:
+                    found[crm_id] = {name: _content(record.get(known)) for name, known in names.items()}
+        return found
+
+    def _retrieved(self, object_name: str, ids: Sequence[str], names: list[str]) -> list[Mapping[str, Any] | None]:
+        body = json.dumps({"ids": list(ids), "fields": ["Id", *names]})
+        try:
+            entries = self._session.call("POST", f"composite/sobjects/{object_name}", body).json()
+        except FatalError:
+            self._objects.forget(object_name)  # a field may have gone
+            raise
+        whole = isinstance(entries, list) and len(entries) == len(ids)
+        if not whole or not all(entry is None or isinstance(entry, dict) for entry in entries):
+            raise TransientError("Salesforce did not answer with one record for each id")
+        return list(entries)
+
     def _rows(
         self, object_name: str, columns: tuple[str, ...], key: str, literals: Iterable[str]
     ) -> Iterator[Mapping[str, Any]]:
@@ -72,6 +98,10 @@ class Finder:
                     raise TransientError("Salesforce answered a query without records")
                 yield from records
                 path = None if answer.get("done", True) else str(answer["nextRecordsUrl"])
+
+
+def _content(value: object) -> object:
+    return None if value == "" else value
 
 
 def _chunks(literals: Iterable[str], room: int) -> Iterator[str]:

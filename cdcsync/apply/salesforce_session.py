@@ -19,10 +19,10 @@ from requests.adapters import HTTPAdapter
 from simple_salesforce.api import Salesforce
 
 from cdcsync.apply.base import Gate
-from cdcsync.apply.salesforce_errors import UNAUTHORIZED, Answer, refusal
+from cdcsync.apply.salesforce_errors import Answer, refusal
 from cdcsync.apply.salesforce_login import Login, is_loopback
 from cdcsync.config import SalesforceConfig
-from cdcsync.errors import RateLimitedError, TransientError
+from cdcsync.errors import BatchRejectedError, RateLimitedError, TransientError
 from cdcsync.model import Window
 
 TIMEOUT: Final = (10.0, 120.0)
@@ -77,18 +77,24 @@ class SalesforceSession:
         *,
         content_type: str = JSON,
         accept: frozenset[int] = frozenset(),
+        records: bool = False,
     ) -> Answer:
         """Send one request, after a new login once more if the token was refused (which then did no work).
 
         ``path`` is relative to ``/services/data/vXX.0/``, or absolute on the instance. Statuses in ``accept`` are
-        answers like successes. Raises TransientError, RateLimitedError, CredentialsError, FatalError or
-        BatchRejectedError.
+        answers like successes. Raises TransientError, RateLimitedError, CredentialsError or FatalError; for a request
+        that carries ``records`` to write also BatchRejectedError.
         """
         access = self._access or self._renewed(None)
         answer = self._send(access, method, path, body, content_type)
-        if answer.status == UNAUTHORIZED:
+        if answer.login_refused:
             answer = self._send(self._renewed(access), method, path, body, content_type)
-        return self._accept(answer, accept)
+        try:
+            return self._accept(answer, accept)
+        except BatchRejectedError as error:
+            if records:
+                raise
+            raise TransientError(f"Salesforce answered {answer.status}: {error.reason}: {error.message}") from error
 
     def close(self) -> None:
         """Close all connections."""
@@ -137,7 +143,8 @@ class SalesforceSession:
         try:
             response = self._http.request(method, url, timeout=self._timeout, allow_redirects=False, **options)
         except requests.RequestException as error:
-            raise TransientError(f"no answer from Salesforce: {_cause(error)}") from error
+            slow = isinstance(error, requests.ReadTimeout)
+            raise TransientError(f"no answer from Salesforce: {_cause(error)}", shrink=slow) from error
         return Answer(response.status_code, response.content, response.headers)
 
     def _accept(self, answer: Answer, accept: frozenset[int]) -> Answer:

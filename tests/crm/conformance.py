@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import urllib3
 
-from cdcsync.apply.base import Destination, Gate
+from cdcsync.apply.base import BulkDestination, Destination, Gate
 from cdcsync.model import Applied, Batch, Link, Op, Outcome, Record, Target, Value, Window
 from cdcsync.sandbox.server import SandboxThread
+from tests.polling import eventually
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Adapter:
     sandbox refuses. ``required`` fields make a record that may be created. ``text`` and ``other`` are two text fields
     that may be cleared; ``bad`` is a field with a value that the CRM refuses. ``refer(parent_key, parent_id, was_ids)``
     gives the fields and links that make a record of ``target`` refer to a ``parent`` (None: to none); ``parent_of``
-    reads back the id of the one that it refers to. ``write_path`` and ``login_path`` are regular expressions on
-    request paths, ``settings`` the sandbox's.
+    reads back the id of the one that it refers to. ``write_path``, ``read_path`` and ``login_path`` are regular
+    expressions on request paths, ``settings`` the sandbox's.
     """
 
     crm: str
@@ -43,6 +44,7 @@ class Adapter:
     parent_of: Callable[[Subject, str], str | None]
     unknown_id: str
     write_path: str
+    read_path: str
     login_path: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -92,7 +94,7 @@ class Subject:
         return answer
 
     def fault(self, **rule: object) -> None:
-        """Add a fault rule for write requests."""
+        """Add a fault rule, for write requests unless it says which."""
         self.admin("POST", "/faults", [{"match": {"path": self.adapter.write_path}, **rule}])
 
     def requests(self, path: str = "") -> int:
@@ -123,6 +125,17 @@ class Subject:
     def send(self, op: Op, *records: Record) -> list[Outcome]:
         """Send a batch of the target."""
         return self.crm.send(Batch(self.adapter.target, op, records))
+
+    def deliver(self, op: Op, *records: Record, bulk: bool) -> list[Outcome]:
+        """Send a batch of the target, by a bulk job if asked to."""
+        if not bulk:
+            return self.send(op, *records)
+        crm, batch = cast("BulkDestination", self.crm), Batch(self.adapter.target, op, records)
+        job = crm.bulk_create(batch.target, op)
+        crm.bulk_upload(job, batch)
+        crm.bulk_close(job)
+        eventually(lambda: crm.bulk_poll(job).state not in {"open", "running"}, what=f"job {job} does not end")
+        return crm.bulk_results(job, batch)
 
     def upsert(self, *records: Record) -> list[Outcome]:
         """Upsert records."""

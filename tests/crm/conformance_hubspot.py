@@ -57,6 +57,7 @@ HUBSPOT = Adapter(
     parent_of=parent_of,
     unknown_id="999999999",
     write_path="/crm/v3/objects/contacts/batch/(upsert|update|archive)",
+    read_path="/batch/read",
     login_path="/oauth/",
     settings={"refresh_tokens": [REFRESH]},
 )

@@ -48,6 +48,7 @@ SALESFORCE = Adapter(
     parent_of=parent_of,
     unknown_id="0035g00000ZZZZZAAA",
     write_path="/composite/sobjects",
+    read_path="/composite/sobjects/Contact$",
     login_path="/oauth2/token",
-    settings={"client_secret": SECRET},
+    settings={"client_secret": SECRET, "job_seconds": 0.05},
 )

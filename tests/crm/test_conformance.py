@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,14 +10,25 @@ from typing import Any
 import pytest
 
 from cdcsync.apply.base import OpenGate, Wanted
-from cdcsync.errors import CredentialsError, RateLimitedError, TransientError
-from cdcsync.model import Applied, Batch, Missing, Op, Record, Rejected, Target
+from cdcsync.errors import CredentialsError, DestinationError, RateLimitedError, TransientError
+from cdcsync.model import ABSENT, Absent, Applied, Batch, Missing, Op, Record, Rejected, Target
 from cdcsync.sandbox.server import SandboxThread
 from tests.crm.conformance import Adapter, Subject, ids
 from tests.crm.conformance_hubspot import HUBSPOT
 from tests.crm.conformance_salesforce import SALESFORCE
 
 ADAPTERS = (SALESFORCE, HUBSPOT)
+
+WAYS = [
+    pytest.param(SALESFORCE, False, id="salesforce"),
+    pytest.param(SALESFORCE, True, id="salesforce-bulk"),
+    pytest.param(HUBSPOT, False, id="hubspot"),
+]
+"""Each adapter with each of its paths."""
+on_every_path = pytest.mark.parametrize(("subject", "bulk"), WAYS, indirect=["subject"])
+
+STATES: dict[str, str | Absent | None] = {"value": "new", "odd": "#N/A", "empty": "", "null": None, "absent": ABSENT}
+"""What a record may say of a field; the odd value is one that CSV takes for null."""
 
 ODD_KEYS = ("plain", "it's", "back\\slash", "100%", "a&b=c", "a,b", "sp ace", 'quo"te', "Zoë ☃ 𝄞", "x/y?z#+", "(1)")
 
@@ -50,6 +62,35 @@ def test_none_and_the_empty_text_clear(subject: Subject) -> None:
     assert subject.value("1", subject.adapter.other) is None
 
 
+@on_every_path
+def test_a_record_means_the_same_on_every_path_whatever_its_neighbours_have(
+    subject: Subject,
+    bulk: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """All states of two fields, in one batch, on records that are new and that exist: nothing absent is cleared."""
+    pairs = list(itertools.product(STATES, STATES))
+    names = {"text": subject.adapter.text, "other": subject.adapter.other}
+
+    def record(kind: str, pair: tuple[str, str], crm_id: str | None = None) -> Record:
+        said = {name: STATES[state] for name, state in zip(names, pair, strict=True)}
+        fields = {name: value for name, value in said.items() if not isinstance(value, Absent)}
+        return subject.record(f"{kind} {' '.join(pair)}", crm_id=crm_id, **fields)
+
+    both = {"text": "t", "other": "o"}
+    before = [subject.record(f"{kind} {' '.join(pair)}", **both) for kind in ("old", "id") for pair in pairs]
+    crm_ids = ids(subject.upsert(*before))[len(pairs) :]
+    written = subject.deliver(Op.UPSERT, *(record(kind, pair) for pair in pairs for kind in ("new", "old")), bulk=bulk)
+    assert [outcome.created for outcome in written if isinstance(outcome, Applied)] == [True, False] * len(pairs)
+    updates = [record("id", pair, crm_id) for pair, crm_id in zip(pairs, crm_ids, strict=True)]
+    assert ids(subject.deliver(Op.UPDATE, *updates, bulk=bulk)) == crm_ids
+    stored = subject.stored()
+    for kind, pair in itertools.product(("new", "old", "id"), pairs):
+        for name, state in zip(names, pair, strict=True):
+            there = None if kind == "new" else both[name]
+            held = stored[f"{kind} {' '.join(pair)}"]["fields"].get(names[name]) or None
+            assert held == (there if state == "absent" else STATES[state] or None), (kind, pair, name)
+
+
 def test_what_is_absent_stays(subject: Subject) -> None:
     """A field that is not in the record keeps its value."""
     subject.upsert(subject.record("1", text="Ada", other="Maths"))
@@ -71,24 +112,31 @@ def test_texts_arrive_letter_by_letter(subject: Subject) -> None:
     assert subject.value("1", subject.adapter.other) == text
 
 
-def test_update_by_id_changes_the_key_of_the_same_record(subject: Subject) -> None:
-    """A key change keeps the record and its id."""
+@on_every_path
+def test_update_by_id_changes_the_key_of_the_same_record(subject: Subject, bulk: bool) -> None:  # noqa: FBT001 - as above
+    """A key change keeps the record and its id, and so does a key that somebody changed in the CRM."""
     (crm_id,) = subject.made("old")
-    assert ids(subject.send(Op.UPDATE, subject.record("new", crm_id=crm_id, text="moved"))) == [crm_id]
-    assert list(subject.stored()) == ["new"]
-    assert subject.stored()["new"]["id"] == crm_id
-    assert subject.value("new", subject.adapter.text) == "moved"
+    for key in ("new", "new", "somebody's"):
+        subject.admin(
+            "PATCH", f"/records/{subject.adapter.target.object}/{crm_id}", {subject.adapter.target.key_field: key}
+        )
+        assert ids(subject.deliver(Op.UPDATE, subject.record("new", crm_id=crm_id, text=key), bulk=bulk)) == [crm_id]
+        assert list(subject.stored()) == ["new"]
+        assert subject.stored()["new"]["id"] == crm_id
+        assert subject.value("new", subject.adapter.text) == key
 
 
-def test_an_update_of_a_record_that_is_not_there_says_so(subject: Subject) -> None:
+@on_every_path
+def test_an_update_of_a_record_that_is_not_there_says_so(subject: Subject, bulk: bool) -> None:  # noqa: FBT001 - as above
     """Deleted ids and ids that never were are missing; the others are updated."""
     here, gone = subject.made("1", "2")
     subject.send(Op.DELETE, Record("2", crm_id=gone))
-    outcomes = subject.send(
+    outcomes = subject.deliver(
         Op.UPDATE,
         subject.record("2", crm_id=gone, text="x"),
         subject.record("1", crm_id=here, text="y"),
         subject.record("3", crm_id=subject.adapter.unknown_id, text="z"),
+        bulk=bulk,
     )
     assert isinstance(outcomes[0], Missing)
     assert outcomes[1] == Applied(here)
@@ -130,6 +178,61 @@ def test_find_takes_any_number_of_keys(subject: Subject) -> None:
     (crm_id,) = subject.made("key number 1234")
     asked = [f"key number {number}" for number in range(1500)]
     assert subject.crm.find(subject.adapter.target, asked) == {"key number 1234": crm_id}
+
+
+def test_read_tells_what_is_empty(subject: Subject) -> None:
+    """What was cleared is as empty as what was never set; records that are not there are left out."""
+    text, other, target = subject.adapter.text, subject.adapter.other, subject.adapter.target
+    first, second, gone = subject.made("1", "2", "3")
+    ids(subject.upsert(subject.record("2", text=None, other="x")))
+    subject.send(Op.DELETE, Record("3", crm_id=gone))
+    asked = [second, gone, first, subject.adapter.unknown_id]
+    assert subject.crm.read(target, asked, [other, text]) == {
+        first: {text: "made", other: None},
+        second: {text: None, other: "x"},
+    }
+    assert subject.crm.read(target, [], [text]) == {}
+
+
+def test_read_sees_what_was_written_a_moment_ago(subject: Subject) -> None:
+    """It is no search: a value of the last write is there at once, also one that a person wrote."""
+    text, target = subject.adapter.text, subject.adapter.target
+    (crm_id,) = subject.made("1")
+    for value in ("by us", "by somebody"):
+        if value == "by us":
+            subject.upsert(subject.record("1", text=value))
+        else:
+            subject.admin("PATCH", f"/records/{target.object}/{crm_id}", {text: value})
+        assert subject.crm.read(target, [crm_id], [text]) == {crm_id: {text: value}}
+
+
+def test_read_takes_any_number_of_ids(subject: Subject) -> None:
+    """More ids than one request of any kind can carry."""
+    (crm_id,) = subject.made("1")
+    unknown = [f"{subject.adapter.unknown_id[:9]}9{number:05}" for number in range(2500)]
+    text = subject.adapter.text
+    assert subject.crm.read(subject.adapter.target, [*unknown, crm_id], [text]) == {crm_id: {text: "made"}}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind"),
+    [
+        pytest.param({"kind": "reset", "when": "after"}, TransientError, id="cut"),
+        pytest.param({"kind": "garbage"}, TransientError, id="garbage"),
+        pytest.param({"kind": "refuse", "status": 502}, TransientError, id="502"),
+        pytest.param({"kind": "refuse", "status": 400, "body": [{"errorCode": "X"}]}, TransientError, id="unknown"),
+        pytest.param({"kind": "refuse", "status": 429}, RateLimitedError, id="429"),
+    ],
+)
+def test_a_failed_read_says_nothing_about_records(
+    subject: Subject, rule: dict[str, Any], kind: type[DestinationError]
+) -> None:
+    """Whatever goes wrong, also what we do not know: no record is refused for it, and reading again works."""
+    (crm_id,) = subject.made("1")
+    subject.fault(match={"path": subject.adapter.read_path}, **rule)
+    with pytest.raises(kind):
+        subject.crm.read(subject.adapter.target, [crm_id], [subject.adapter.text])
+    assert subject.crm.read(subject.adapter.target, [crm_id], [subject.adapter.text]).keys() == {crm_id}
 
 
 def test_a_refused_record_does_no_harm_to_its_neighbours(subject: Subject) -> None:
@@ -219,6 +322,7 @@ def test_every_request_passes_the_gate(subject: Subject) -> None:
     """No request of any kind, logins included, goes past the gate."""
     crm_id, _ = subject.made("1", "2")
     subject.crm.find(subject.adapter.target, ["1", "2", "3"])
+    subject.crm.read(subject.adapter.target, [crm_id] * 300, [subject.adapter.text])
     subject.crm.check([Wanted("map", subject.adapter.target, {subject.adapter.text: "a"})])
     subject.send(Op.DELETE, Record("1", crm_id=crm_id))
     assert subject.gate.passed == subject.requests()

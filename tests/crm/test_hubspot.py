@@ -146,6 +146,36 @@ def test_contacts_are_found_by_their_other_addresses(account: Account) -> None:
     assert found == {"else@example.com": made[1], "second@example.com": made[0]}
 
 
+def test_merged_records_are_read_and_updated_by_their_old_ids(account: Account) -> None:
+    """The survivor has a new id, which an update answers with; beside it both old ids still work."""
+    first, second, third = ids(account.upsert(*(Record(key, {"firstname": key}) for key in "123")))
+    survivor = account.admin("POST", f"/records/contacts/{first}/merge", {"other": second})["id"]
+    asked = [first, survivor, third, second, "999999"]
+    read = account.crm.read(CONTACTS, asked, ["firstname", "lastname"])
+    merged = {"firstname": "1", "lastname": None}
+    assert read == {first: merged, survivor: merged, second: merged, third: {"firstname": "3", "lastname": None}}
+    updates = (Record("1", {"lastname": "x"}, first), Record("3", {"lastname": "y"}, third))
+    assert ids(account.crm.send(Batch(CONTACTS, Op.UPDATE, updates))) == [survivor, third]
+    assert account.fields()["1"]["lastname"] == "x"
+
+
+def test_two_ids_of_one_merged_record_are_told_apart(account: Account) -> None:
+    """HubSpot refuses them in one request, without a word about who is to blame: halved, both are written."""
+    first, second = account.made("1", "2")
+    account.admin("POST", f"/records/contacts/{first}/merge", {"other": second})
+    updates = (Record("1", {"lastname": "x"}, first), Record("1b", {"firstname": "y"}, second))
+    assert len(set(ids(account.crm.send(Batch(CONTACTS, Op.UPDATE, updates))))) == 1
+    (fields,) = account.fields().values()
+    assert (fields["lastname"], fields["firstname"]) == ("x", "y")
+
+
+def test_a_read_that_is_refused_in_the_middle_of_a_write_rejects_nothing(account: Account) -> None:
+    """The records are written, only what we ask meanwhile is refused for a reason that we do not know."""
+    account.fault(kind="refuse", status=400, body={"message": "new"}, match={"path": "/crm/v3/properties/"})
+    with pytest.raises(TransientError, match="new"):
+        account.upsert(Record("1", {"signed_up_at": dt.date(2024, 6, 1)}))
+
+
 def test_a_property_that_does_not_exist_stops_the_mapping(account: Account) -> None:
     """A fault of the mapping is no reject of each row."""
     with pytest.raises(FatalError, match="favourite_colour") as caught:

@@ -232,6 +232,51 @@ def test_a_field_that_is_not_there_stops_the_mapping(org: Org) -> None:
     ids(org.upsert(record))
 
 
+def test_a_field_that_is_not_there_stops_the_mapping_though_others_do_without(org: Org) -> None:
+    """Records carry different fields: that the neighbours are written makes it no fault of the one that carries it."""
+    records = (*contacts("1"), Record("2", {"LastName": "x", "New__c": "y"}), *contacts("3"))
+    with pytest.raises(FatalError, match="New__c"):
+        org.upsert(*records)
+    assert org.stored().keys() == {"1", "3"}
+    with pytest.raises(FatalError, match="New__c"):
+        org.salesforce.read(CONTACT, [org.stored()["1"]["id"]], ["New__c"])
+    org.settings(objects={**OBJECTS, "Contact": {"fields": {"New__c": {}}}})
+    ids(org.upsert(*records))
+    assert org.salesforce.read(CONTACT, [org.stored()["2"]["id"]], ["new__C"]) == {
+        org.stored()["2"]["id"]: {"new__C": "y"}
+    }
+
+
+def test_a_checkbox_is_never_empty(org: Org) -> None:
+    """What nobody ever ticked reads false."""
+    (crm_id,) = org.made("1")
+    assert org.salesforce.read(CONTACT, [crm_id], ["Active__c", "Title"]) == {
+        crm_id: {"Active__c": False, "Title": None}
+    }
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_full_org_is_no_fault_of_the_rows(org: Org, bulk: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Records cannot be created until somebody frees storage; nothing is rejected, and then all goes on."""
+    org.made("1", "2")
+    org.settings(storage_records=2)
+    records = contacts("2", "3")
+    with pytest.raises(FatalError, match="STORAGE_LIMIT_EXCEEDED") as refused:
+        org.deliver(Op.UPSERT, *records, bulk=bulk)
+    assert "Storage" in refused.value.hint
+    org.settings(storage_records=None)
+    ids(org.deliver(Op.UPSERT, *records, bulk=bulk))
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_triggers_that_ran_out_of_time_ask_for_fewer_records(org: Org, bulk: bool) -> None:  # noqa: FBT001 - as above
+    """The limit is on the transaction: no row is rejected, and fewer go through."""
+    org.settings(trigger_rows={"Contact": 2})
+    outcomes = org.deliver(Op.UPSERT, *contacts("1", "2", "3"), bulk=bulk)
+    assert all(isinstance(outcome, Retry) and outcome.shrink for outcome in outcomes), outcomes
+    ids(org.deliver(Op.UPSERT, *contacts("1", "2"), bulk=bulk))
+
+
 @pytest.mark.parametrize("target", [Target("Nowhere__c", "External_Id__c"), Target("Contact", "Nowhere__c")])
 def test_an_object_or_key_that_is_not_there_stops_the_mapping(org: Org, target: Target) -> None:
     """Writing, looking up and creating a job say so alike."""
@@ -246,18 +291,11 @@ def test_an_object_or_key_that_is_not_there_stops_the_mapping(org: Org, target: 
 
 def test_a_batch_that_cannot_be_parsed_is_halved(org: Org) -> None:
     """Salesforce does not say which record broke the request: halving finds it, and the others are written."""
-
-    def refuse_twice() -> None:
-        body = [{"errorCode": "JSON_PARSER_ERROR", "message": "cannot read this"}]
-        org.strike("refuse", "composite", status=400, body=body, times=3)
-
-    refuse_twice()
+    body = [{"errorCode": "JSON_PARSER_ERROR", "message": "cannot read this"}]
+    org.strike("refuse", "composite", status=400, body=body, times=3)
     outcomes = org.upsert(*contacts("1", "2", "3", "4"))
     assert [type(outcome) for outcome in outcomes] == [Rejected, Applied, Applied, Applied]
     assert org.stored().keys() == {"2", "3", "4"}
-    refuse_twice()
-    with pytest.raises(BatchRejectedError):
-        org.upsert(*contacts("5"))
 
 
 @pytest.mark.parametrize(
@@ -284,6 +322,16 @@ def test_answers_show_what_is_left_of_the_day(org: Org) -> None:
     assert daily.seconds == 86_400
 
 
+@pytest.mark.parametrize("status", [400, 403])
+def test_a_session_that_ended_is_renewed_whatever_the_status(org: Org, status: int) -> None:
+    """The code says it; nothing was done, so the same request goes once more."""
+    body = [{"errorCode": "INVALID_SESSION_ID", "message": "Session expired or invalid"}]
+    org.strike("refuse", "composite", status=status, body=body)
+    logins = org.requests("oauth2")
+    ids(org.upsert(*contacts("1", "2")))
+    assert org.requests("oauth2") == logins + 1
+
+
 def test_an_answer_that_does_not_come_is_given_up(org: Org) -> None:
     """A silent server costs a time-out, not the daemon."""
     session = SalesforceSession(
@@ -291,8 +339,9 @@ def test_an_answer_that_does_not_come_is_given_up(org: Org) -> None:
     )
     session.log_in()
     org.strike("hold", "describe")
-    with pytest.raises(TransientError, match="Timeout"):
+    with pytest.raises(TransientError, match="Timeout") as late:
         session.call("GET", "sobjects/Contact/describe")
+    assert late.value.shrink
     session.close()
 
 
@@ -489,6 +538,36 @@ def test_a_job_whose_creation_was_not_answered_is_found(org: Org) -> None:
     org.salesforce.bulk_close(found)
     assert org.ended(found).state == "done"
     assert org.salesforce.bulk_find(ACCOUNT, Op.UPSERT, started) is None
+
+
+def test_an_update_job_is_found_too(org: Org) -> None:
+    """Its kind has no key field, and is not that of an upsert of the same object."""
+    started = time.time()
+    job = org.salesforce.bulk_create(CONTACT, Op.UPDATE)
+    assert org.salesforce.bulk_find(CONTACT, Op.UPSERT, started) is None
+    assert org.salesforce.bulk_find(CONTACT, Op.UPDATE, started) == job
+
+
+STEPS_WITHOUT_ROWS = [("POST", "/jobs/ingest$"), ("PATCH", "/jobs/ingest"), ("GET", "/jobs/ingest"), ("GET", "Results")]
+
+
+@pytest.mark.parametrize(("method", "path"), STEPS_WITHOUT_ROWS)
+def test_a_step_that_carries_no_rows_never_rejects_any(org: Org, method: str, path: str) -> None:
+    """Refused for a reason that we do not know, it is tried again; only an upload can be refused for its content."""
+    batch = Batch(CONTACT, Op.UPSERT, contacts("1"))
+    body = [{"errorCode": "API_ERROR", "message": "something new"}]
+    org.strike("refuse", path, method, status=400, body=body)
+    with pytest.raises(TransientError, match="something new"):
+        org.salesforce.bulk_results(org.load(batch)[0], batch)
+    ids(org.deliver(Op.UPSERT, *batch.records, bulk=True))
+
+
+def test_an_upload_may_be_refused_for_its_content(org: Org) -> None:
+    """Nothing was done: the rows may be sent in another way."""
+    job = org.salesforce.bulk_create(CONTACT, Op.UPSERT)
+    org.strike("refuse", "/batches", status=413, body="<html>Request Entity Too Large</html>")
+    with pytest.raises(BatchRejectedError):
+        org.salesforce.bulk_upload(job, Batch(CONTACT, Op.UPSERT, contacts("1")))
 
 
 def test_other_users_jobs_are_not_ours(org: Org) -> None:

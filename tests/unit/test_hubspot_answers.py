@@ -80,6 +80,32 @@ def test_passing_statuses_are_transient(status: int) -> None:
     assert isinstance(refusal(answer(status, {"message": "x"})), TransientError)
 
 
+@pytest.mark.parametrize(("status", "shrink"), [(408, True), (504, True), (524, True), (423, False), (502, False)])
+def test_requests_that_took_too_long_should_shrink(status: int, shrink: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Fewer records take less time; they do not open locks."""
+    failure = refusal(read(status, "<html>", {}))
+    assert isinstance(failure, TransientError)
+    assert failure.shrink is shrink
+
+
+@pytest.mark.parametrize("category", ["RATE_LIMITS", "LOCKED", "INTERNAL_ERROR", "TIMEOUT"])
+def test_passing_categories_are_transient_whatever_the_status(category: str) -> None:
+    """No record is refused for them."""
+    for status in (400, 409):
+        assert isinstance(refusal(answer(status, {"message": "x", "category": category})), TransientError)
+
+
+@pytest.mark.parametrize("status", [402, 405, 415, 451])
+def test_statuses_that_are_not_about_content_are_no_rejections(status: int) -> None:
+    """A plan without the API, say, is no fault of the records: somebody has to act."""
+    assert isinstance(refusal(answer(status, {"message": "x"})), FatalError)
+
+
+def test_a_request_that_is_too_large_is_about_content() -> None:
+    """Whoever says so: halved, it fits."""
+    assert isinstance(refusal(read(413, "<html>Request Entity Too Large</html>", {})), BatchRejectedError)
+
+
 def test_pages_of_something_in_between_are_transient() -> None:
     """A 403 or 400 that is HTML comes from a proxy or firewall, not from HubSpot; an HTML 404 is HubSpot's."""
     for status in (400, 403, 409):

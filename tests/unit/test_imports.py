@@ -30,6 +30,7 @@ PURE = (
     "wal.decode",
     "wal.session",
     "mappers",
+    "apply.bisect",
     "apply.rate",
     "apply.budget",
     "apply.breaker",

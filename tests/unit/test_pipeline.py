@@ -92,6 +92,11 @@ class MemoryCrm:
         with self.lock:
             return {key: self.records[target.object, key]["id"] for key in keys if (target.object, key) in self.records}
 
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        with self.lock:
+            held = {record["id"]: record for at, record in self.records.items() if at[0] == target.object}
+        return {one: {name: held[one].get(name) or None for name in fields} for one in crm_ids if one in held}
+
     def send(self, batch: Batch) -> list[Outcome]:
         with self.lock:
             return [self._write(batch, record) for record in batch.records]

@@ -42,9 +42,21 @@ def error(code: str, message: str = "words", **more: object) -> list[dict[str, o
         (400, error("INVALID_TYPE", "sObject type 'Foo' is not supported."), FatalError),
         (400, error("INVALIDJOB", "InvalidJob : Unable to find object: X"), FatalError),
         (400, error("INVALID_FIELD", "No such column 'X' on sobject of type Y"), FatalError),
+        (400, error("STORAGE_LIMIT_EXCEEDED", "storage limit exceeded"), FatalError),
+        (400, error("FUNCTIONALITY_NOT_ENABLED"), FatalError),
+        (405, error("METHOD_NOT_ALLOWED"), FatalError),
+        (400, error("INVALID_SESSION_ID"), CredentialsError),
+        (403, error("INVALID_SESSION_ID"), CredentialsError),
         (400, error("JSON_PARSER_ERROR"), BatchRejectedError),
+        (413, error("REQUEST_TOO_LARGE"), BatchRejectedError),
+        (413, "<html>Request Entity Too Large</html>", BatchRejectedError),
+        (400, error("SOMETHING_NEW"), BatchRejectedError),
         (400, error("EXCEEDED_ID_LIMIT"), BatchRejectedError),
         (400, error("UNABLE_TO_LOCK_ROW"), TransientError),
+        (400, error("QUERY_TIMEOUT"), TransientError),
+        (400, error("UNKNOWN_EXCEPTION"), TransientError),
+        (409, error("CONFLICT"), TransientError),
+        (423, error("LOCKED"), TransientError),
         (503, error("SERVER_UNAVAILABLE"), TransientError),
         (500, error("UNKNOWN_EXCEPTION"), TransientError),
         (502, "<html>Bad Gateway</html>", TransientError),
@@ -61,6 +73,26 @@ def test_refused_requests(status: int, body: object, kind: type[DestinationError
     assert type(refusal_error) is kind
     if isinstance(body, list):
         assert str(body[0]["message"]) in refusal_error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "shrink"),
+    [
+        (400, error("REQUEST_RUNNING_TOO_LONG"), True),
+        (500, error("UNKNOWN_EXCEPTION", "System.LimitException: Too many SOQL queries: 101"), True),
+        (504, "<html>Gateway Timeout</html>", True),
+        (408, "", True),
+        (500, error("UNKNOWN_EXCEPTION"), False),
+        (503, error("SERVER_UNAVAILABLE"), False),
+        (400, error("UNABLE_TO_LOCK_ROW"), False),
+        (502, "<html>", False),
+    ],
+)
+def test_requests_that_took_too_much_should_shrink(status: int, body: object, shrink: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """Fewer records help against limits on time and work, not against what happens to any request."""
+    failure = refusal(answer(status, body))
+    assert isinstance(failure, TransientError)
+    assert failure.shrink is shrink
 
 
 @pytest.mark.parametrize(
@@ -110,11 +142,50 @@ def test_a_success_that_is_no_json_is_transient(text: str) -> None:
         ("CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", "T: execution of AfterUpdate caused by: UNABLE_TO_LOCK_ROW, ..."),
         ("SERVER_UNAVAILABLE", "try later"),
         ("QUERY_TIMEOUT", "Your query request was running for too long."),
+        ("REQUEST_LIMIT_EXCEEDED", "TotalRequests Limit exceeded."),
+        ("INVALID_SESSION_ID", "from a trigger's own call"),
+        ("UNKNOWN_EXCEPTION", "An unexpected error occurred. Please include this ErrorId"),
+        ("PROCESSING_HALTED", "halted"),
     ],
 )
 def test_locks_and_the_like_may_be_tried_again(code: str, message: str) -> None:
     """A lock met inside a trigger hides behind the trigger's code."""
     assert row_outcome(Fault(code, message)) == Retry(code, message)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", "T: System.LimitException: Apex CPU time limit exceeded"),
+        ("CANNOT_INSERT_UPDATE_ACTIVATE_ENTITY", "T: System.LimitException: Too many SOQL queries: 101"),
+        ("CANNOT_EXECUTE_FLOW_TRIGGER", "We can't save this record … Apex CPU time limit exceeded."),
+        ("REQUEST_RUNNING_TOO_LONG", "Your request was running for too long, and has been stopped."),
+    ],
+)
+def test_what_automation_ran_out_of_may_be_tried_with_fewer_records(code: str, message: str) -> None:
+    """The limits are on the transaction: no row is to blame."""
+    assert row_outcome(Fault(code, message)) == Retry(code, message, shrink=True)
+
+
+def test_the_words_of_a_validation_rule_are_no_limit() -> None:
+    """Its text is somebody's own, and may say anything."""
+    fault = Fault("FIELD_CUSTOM_VALIDATION_EXCEPTION", "Too many SOQL queries in the description")
+    assert isinstance(row_outcome(fault), Rejected)
+
+
+@pytest.mark.parametrize(
+    ("fault", "hint"),
+    [
+        (Fault("STORAGE_LIMIT_EXCEEDED", "storage limit exceeded"), "Storage Usage"),
+        (Fault("INVALID_FIELD", "No such column 'X__c' on sobject of type Contact"), "cdcsync check"),
+        (Fault("INVALID_TYPE", "sObject type 'X' is not supported."), "cdcsync check"),
+    ],
+)
+def test_faults_of_the_setup_are_no_rejections_of_rows(fault: Fault, hint: str) -> None:
+    """Somebody has to act, whatever row met the fault first, and whatever its neighbours carry."""
+    with pytest.raises(FatalError) as refused_row:
+        row_outcome(fault)
+    assert hint in refused_row.value.hint
 
 
 @pytest.mark.parametrize(
