@@ -71,7 +71,8 @@ class Limits:
 class Wanted:
     """What a mapping needs of an object, for ``Destination.check``.
 
-    ``links`` are (to_object, type) pairs; ``refs`` give the (object, key field) that a field refers to.
+    ``links`` are (to_object, type) pairs; ``refs`` give the (object, key field) that a field refers to;
+    ``only_if_empty`` are the fields that ``read`` will be asked for.
     """
 
     mapping: str
@@ -80,6 +81,7 @@ class Wanted:
     links: Sequence[tuple[str, str]] = ()
     deletes: bool = True
     refs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    only_if_empty: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

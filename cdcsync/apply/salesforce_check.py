@@ -111,6 +111,9 @@ def _field(want: Wanted, shape: Shape, name: str, source: str) -> Finding:
         when = "created" if field.createable else "updated"
         message = f"the field ({field.type}) may be written only when a record is {when}"
         return Finding(subject, ok=False, message=message, hint=f"take {name} out of the mapping")
+    if name in want.only_if_empty and field.type == "boolean":
+        message = "a checkbox is never empty: it is written when the record is created, and never again"
+        return Finding(subject, ok=True, message=message)
     return Finding(subject, ok=True, message=field.type)
 
 

@@ -38,6 +38,7 @@ def wanted(one: MapConfig) -> Wanted:
         links=[(link.to_object, link.type) for link in one.associate],
         deletes=one.on_delete == "delete",
         refs={name: (field.ref.object, field.ref.key_field) for name, field in one.fields.items() if field.ref},
+        only_if_empty=one.only_if_empty,
     )
 
 

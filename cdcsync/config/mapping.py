@@ -82,6 +82,9 @@ class FieldConfig(Table):
     text that is not UTF-8): park the row (default), take it for NULL, or send the nearest date or time there is."""
     ref: Annotated[RefConfig, PlainValidator(_ref, json_schema_input_type=str), PlainSerializer(str)] | None = None
     """The parent object whose external key the column holds: CRM.Object.KeyField."""
+    only_if_empty: bool = False
+    """Whether the field is the CRM's own once it is filled: it is sent when the record is created, and later only while
+    the CRM has nothing in it. A NULL never clears it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> FieldConfig:
@@ -99,6 +102,8 @@ class FieldConfig(Table):
             msg = 'on_invalid = "clamp" is for a date or time column, not for a template'
         elif self.ref is not None and (self.default is not None or self.values is not None):
             msg = "ref does not go with default or values"
+        elif self.only_if_empty and self.otherwise == "clear":
+            msg = 'only_if_empty never clears what the CRM has: use otherwise = "keep"'
         else:
             return self
         raise ValueError(msg)
@@ -240,9 +245,17 @@ class MapConfig(Table):
         return next(iter(self.key.values()))
 
     @property
+    def only_if_empty(self) -> frozenset[str]:
+        """The CRM fields that are the CRM's own once they are filled."""
+        return frozenset(name for name, field in self.fields.items() if field.only_if_empty)
+
+    @property
     def meaning(self) -> str:
         """What a row becomes, as a digest: as long as it is the same, so is what is sent for a row."""
-        parts = self.model_dump_json(include={"table", "to", "key", "fields", "associate", "where", "nulls"})
+        # What is as it always was is left out, so that a digest made before there was such a key stays the same.
+        usual = {name: {"only_if_empty"} for name, field in self.fields.items() if not field.only_if_empty}
+        names = {"table", "to", "key", "fields", "associate", "where", "nulls"}
+        parts = self.model_dump_json(include=names, exclude={"fields": usual})
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     @property

@@ -710,6 +710,15 @@ def test_check_of_fields(org: Org) -> None:
     assert "column" in missing["LastName"].hint
 
 
+def test_check_of_a_checkbox_that_is_the_crms_own(org: Org) -> None:
+    """It is false from the start, so nothing is ever sent to it again: said, but no mistake."""
+    fields = {"LastName": "name", "Active__c": "active", "Title": "title"}
+    found = checked(org, fields=fields, only_if_empty=frozenset({"Active__c", "Title"}))
+    assert found["Active__c = active"].ok
+    assert "never empty" in found["Active__c = active"].message
+    assert "never empty" not in found["Title = title"].message
+
+
 @pytest.mark.parametrize(
     ("ref", "ok"),
     [

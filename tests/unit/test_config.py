@@ -102,6 +102,7 @@ where  = "deleted_at IS NULL"
 [map.fields]
 LastName     = { column = "last_name", default = "(unknown)", on_invalid = "null" }
 Level__c     = { column = "tier", values = { g = "Gold", s = "Silver" }, otherwise = "clear" }
+Phone        = { column = "phone", only_if_empty = true }
 Greeting__c  = { template = "Dear {first_name} {last_name}" }
 AccountId    = { column = "company_id", ref = "salesforce.Account.External_Id__c" }
 
@@ -209,6 +210,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     assert people.fields["Level__c"].values == {"g": "Gold", "s": "Silver"}
     assert people.fields["Level__c"].otherwise == "clear"
     assert people.fields["LastName"].on_invalid == "null"
+    assert people.only_if_empty == {"Phone"}
     assert (contacts.on_delete, companies.on_delete) == ("delete", "ignore")
     (link,) = contacts.associate
     assert (link.to_crm, link.to_object, link.column, link.type) == (
@@ -324,7 +326,6 @@ def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, table: str,
         ('priority = "high"', "priority"),
         ('write = "upsert"', "write"),
         ('max_deletes = "10% per hour"', "max_deletes"),
-        ('fields = { A = { column = "a", only_if_empty = true } }', "fields.A.only_if_empty"),
         ('fields = { A = { python = "a:b" } }', "fields.A.python"),
         ('on_truncate = "delete"', "on_truncate"),
         ("on_delete = { set = { A = false } }", "on_delete"),
@@ -358,6 +359,11 @@ def test_what_is_documented_but_not_built_yet_says_so(tmp_path: Path, line: str,
             'to = "salesforce.A"\nfields = { x = { column = "a", values = { b = 1 }, on_invalid = "null" } }',
             "salesforce",
             "on_invalid does not go with values",
+        ),
+        (
+            'to = "salesforce.A"\nfields.x = { column = "a", values = {}, otherwise = "clear", only_if_empty = true }',
+            "salesforce",
+            "only_if_empty never clears",
         ),
         (
             'to = "salesforce.A"\nfields = { x = { template = "{a}", on_invalid = "clamp" } }',

@@ -109,3 +109,11 @@ def test_the_meaning_of_a_mapping() -> None:
     assert mapping().meaning == mapping(on_drift="warn", on_truncate="ignore", name="other").meaning
     assert mapping().meaning != mapping(fields={"N": "name"}).meaning
     assert mapping().meaning != mapping(where="id > 1").meaning
+
+
+def test_the_meaning_survives_a_key_that_nobody_uses() -> None:
+    """State files hold digests from before ``only_if_empty``: they stay true, or all tables would be compared."""
+    plain, own = ({"N": {"column": "name", "only_if_empty": given}} for given in (False, True))
+    digest = MapConfig.model_validate({"table": "t", "to": "salesforce.X", "key": {"K": "id"}, "fields": plain}).meaning
+    assert digest == "60ea2a53e5b0d1e1"
+    assert mapping(fields=plain).meaning != mapping(fields=own).meaning
