@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from cdcsync.errors import BatchRejectedError, DestinationError
+from cdcsync.errors import BatchRejectedError, DestinationError, TransientError
 from cdcsync.model import Batch, Outcome, Rejected, Retry
 
 
@@ -33,7 +33,8 @@ def isolate(send: Callable[[Batch], list[Outcome]], batch: Batch) -> list[Outcom
         except DestinationError as error:
             if not outcomes:
                 raise
-            return [*outcomes, *[Retry(error.code, error.message)] * (len(batch.records) - len(outcomes))]
+            again = Retry(error.code, error.message, shrink=isinstance(error, TransientError) and error.shrink)
+            return [*outcomes, *[again] * (len(batch.records) - len(outcomes))]
     return outcomes
 
 

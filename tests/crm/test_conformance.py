@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -356,6 +359,45 @@ def test_no_connection_is_transient(subject: Subject, free_port: int) -> None:
     with pytest.raises(TransientError):
         crm.open()
     crm.close()
+
+
+@contextmanager
+def answering(content: bytes) -> Iterator[str]:
+    """Serve an address that answers each request with these bytes, and then cuts the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):  # closed under it when the test is over
+                while True:
+                    connection, _ = listener.accept()
+                    with connection:
+                        connection.recv(65536)
+                        connection.sendall(content)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"access_token": "x',
+        b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{"access_token": "',
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b'HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\n{"access_token": "',
+        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 500\r\n\r\n<html>",
+        b"nonsense\r\n\r\n",
+    ],
+    ids=["length", "chunks", "gzip", "json", "502", "nonsense"],
+)
+def test_an_answer_that_ends_in_its_middle_is_transient(subject: Subject, answer: bytes) -> None:
+    """Whether the cut shows in the connection, in its coding or in its JSON: it says nothing about what was done."""
+    with answering(answer) as url:
+        crm = subject.adapter.connect(url, OpenGate())
+        with pytest.raises(TransientError):
+            crm.open()
+        crm.close()
 
 
 def test_references_follow_the_record(subject: Subject) -> None:

@@ -62,10 +62,10 @@ def test_an_error_before_any_answer_is_raised(error: DestinationError) -> None:
             isolate(Picky({0}, {number: error}).send, batch(4))
 
 
-@pytest.mark.parametrize("error", [TransientError("t"), RateLimitedError("r"), FatalError("f")])
+@pytest.mark.parametrize("error", [TransientError("t", shrink=True), RateLimitedError("r"), FatalError("f")])
 def test_an_error_after_an_answer_leaves_the_answers(error: DestinationError) -> None:
     """What was answered counts; the rest may be sent again, and no more requests follow the error."""
     crm = Picky({0}, {4: error})
-    rest = [Retry(error.code, error.message)] * 3
+    rest = [Retry(error.code, error.message, shrink=isinstance(error, TransientError))] * 3
     assert isolate(crm.send, batch(4)) == [Rejected("BAD", "no", "f"), *rest]
     assert len(crm.requests) == 4
