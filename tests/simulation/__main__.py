@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
             counts["lives"] += world.lives
         except Exception as error:
             failed.append(seed)
-            print(f"--- seed {seed}: {type(error).__name__}: {str(error)[:3000 if not last else 300]}")
+            print(f"--- seed {seed}: {type(error).__name__}: {str(error)[: 3000 if not last else 300]}")
             if not last:
                 traceback.print_exc()
         finally:
@@ -53,5 +53,9 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
-        os.execve(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
+            {**os.environ, "PYTHONHASHSEED": "0"},
+        )  # noqa: S606
     sys.exit(main(sys.argv[1:]))

@@ -305,7 +305,9 @@ class Adapter:
     async def bulk_find(self, target: Target, op: Op, since: float) -> str | None:
         """Find an open job."""
         jobs = self._crm.jobs.items()
-        found = [n for n, job in jobs if job.state == "open" and job.records is None and (job.target, job.op) == (target, op)]
+        found = [
+            n for n, job in jobs if job.state == "open" and job.records is None and (job.target, job.op) == (target, op)
+        ]
         await self._request(lambda: None)
         return found[-1] if found else None
 
@@ -342,7 +344,7 @@ class Adapter:
                 if self._happens(self.weather.locked):
                     job.outcomes.append(Retry("LOCKED", "row lock"))
                 else:
-                    job.outcomes += self._crm.write(Batch(job.target, job.op, (record,)))
+                    job.outcomes += isolate(self._crm.write, Batch(job.target, job.op, (record,)))
         state: Any = job.state
         return JobStatus(state, processed=len(job.outcomes))
 
@@ -398,4 +400,3 @@ class Adapter:
     @property
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-

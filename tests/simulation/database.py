@@ -135,9 +135,9 @@ class Database:
 
     def _news(self, table: str) -> Row:
         choice = self._rng.random()
-        if choice < 0.6:  # noqa: PLR2004 — parts
+        if choice < 0.6:
             return {"name": self._rng.choice((None, "", self._name(self.habits.bad), self._name(self.habits.bad)))}
-        if choice < 0.8 or table == COMPANIES:  # noqa: PLR2004 — parts
+        if choice < 0.8 or table == COMPANIES:
             return {"big": f"B{self._serial}"}
         return {"company": self._company()}
 

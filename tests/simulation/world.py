@@ -149,7 +149,7 @@ class Pages:
     def note_truncate(self, xid: int) -> None:
         """Need nothing."""
 
-    async def run(  # noqa: PLR0913 — as the real one
+    async def run(
         self,
         connect: object,
         *,
@@ -211,7 +211,7 @@ class World:
         self.lives += 1
         self.crm.trace("life", self.lives, "from", self.now)
         loop = VirtualLoop(self.now, self.rng, 0.01)
-        throttler.time = SimpleNamespace(monotonic=loop.time)
+        setattr(throttler, "time", SimpleNamespace(monotonic=loop.time))  # noqa: B010 — a module that it imports
         state = self._open()
         life = Life(self, state, last=last)
         asyncio.set_event_loop(loop)
@@ -239,7 +239,7 @@ class World:
 
     def _open(self) -> State:
         state = State.open(self.directory / "state.db")
-        state._db._db.execute("PRAGMA synchronous = OFF")  # noqa: SLF001 — a killed process loses nothing by it
+        state._db._db.execute("PRAGMA synchronous = OFF")
         if state.identity() is None:
             state.bind(Identity("1", "db", "slot", self.slot), self.slot, 1)
         return state
@@ -248,9 +248,9 @@ class World:
 def _abandon(loop: VirtualLoop) -> None:
     """Leave everything as a kill does: nobody hears of it."""
     for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001 — it is what we want
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
         with contextlib.suppress(RuntimeError, BaseExceptionGroup):
-            task.get_coro().close()  # type: ignore[union-attr]
+            task.get_coro().close()
     asyncio.set_event_loop(None)
 
 
@@ -315,7 +315,11 @@ class Life:
         while True:
             while place < len(database.wal) and not feed.held:
                 entry = database.wal[place]
-                self._world.crm.trace("stream", entry.begin.commit_lsn, [(c.kind.value, c.relation.name, c.old, c.new) for c in entry.changes])
+                self._world.crm.trace(
+                    "stream",
+                    entry.begin.commit_lsn,
+                    [(c.kind.value, c.relation.name, c.old, c.new) for c in entry.changes],
+                )
                 pipeline.receive([entry.begin, *entry.changes, entry.commit])
                 place += 1
             if not feed.held:
