@@ -65,6 +65,8 @@ class Backlog:
         """Position and commit time from which on a cold row's first change may be."""
         self.parked: set[str] = set()
         """Keys of rejected rows."""
+        self.discarded: set[str] = set()
+        """Those of them that a person gave up, and whose places still count."""
         self.anchored: dict[str, str] = {}
         """Key that the CRM knows → key of the rejected row whose record still stands under it."""
         self.unclear: set[str] = set()
@@ -94,6 +96,11 @@ class Backlog:
         """Keys by the slot in which the journal is behind."""
         self._journaled: defaultdict[int, set[str]] = defaultdict(set)
         """Keys by the slot in which the journal has a row; the cold ones are left out."""
+
+    @property
+    def rejected(self) -> int:
+        """Rows that are parked and not given up."""
+        return len(self.parked) - len(self.discarded)
 
     def __len__(self) -> int:
         return len(self.fold.waiting) + len(self.in_flight) + len(self.cold)
@@ -261,8 +268,9 @@ class Backlog:
             self.anchored[origin] = row.key
 
     def unpark(self, row: PendingRow, now: float) -> None:
-        """Forget that a row is parked, because it is folded into a later change, or sent again."""
+        """Forget that a row is parked: it is folded into a later change, sent again, or given up."""
         self.parked.discard(row.key)
+        self.discarded.discard(row.key)
         for origin in row.origins:
             if self.anchored.pop(origin, None) is not None:
                 self._release(origin, now)
@@ -273,6 +281,11 @@ class Backlog:
         key = self._give_back(row, now)
         self._release(row.key, now)
         return key
+
+    def discard(self, row: PendingRow, now: float) -> None:
+        """Let go of a parked row for good; what waited for it is looked at again."""
+        self.unpark(row, now)
+        self._release(row.key, now)
 
     def refit(self, row: PendingRow, change: Callable[[PendingRow], PendingRow], now: float) -> None:
         """Change a row in flight in place, keeping track of the keys that it occupies."""

@@ -22,6 +22,7 @@ One ``Fold`` serves one mapping. Its rules:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cdcsync.model import ABSENT, Change, ChangeKind, Position, Relation, Text
 from cdcsync.wal.decode import join_tuple, split_tuple
@@ -37,6 +38,13 @@ what the ledger will say, and the CRM's answer.
 """
 
 
+class Refused(NamedTuple):
+    """That a row was refused as it is: how many times, and since when (Unix time)."""
+
+    times: int
+    since: float
+
+
 @dataclass(slots=True)
 class PendingRow:
     """A row of one mapping that the CRM does not hold yet as the database does.
@@ -45,7 +53,9 @@ class PendingRow:
     record has in the CRM if nothing of what waits was sent, as the ledger knows it; None if the row was inserted since.
     ``tried``: other keys under which an earlier state may have been sent without our knowing. ``uncertain``: whether
     any was (a lost answer, a crash); nothing may be concluded from the ledger then. ``whole``: the CRM's record may
-    have held another row before, so no column may be left out of the write. Times are Unix times of the commits.
+    have held another row before, so no column may be left out of the write. ``refused``: this very change was refused,
+    by the CRM or the mapping, and taken up again; the row's next change starts afresh. Times are Unix times of the
+    commits.
     """
 
     key: str
@@ -60,6 +70,7 @@ class PendingRow:
     tried: tuple[str, ...] = ()
     uncertain: bool = False
     whole: bool = False
+    refused: Refused | None = None
 
     def copy(self) -> PendingRow:
         """Return a row of its own that is equal: ``dataclasses.replace`` takes four times as long."""
@@ -76,6 +87,7 @@ class PendingRow:
             self.tried,
             self.uncertain,
             self.whole,
+            self.refused,
         )
 
     @property
@@ -336,6 +348,7 @@ def _advance(row: PendingRow, event: Event, image: bytes) -> None:
     row.deleted = event.change.kind is ChangeKind.DELETE
     row.last = event.position
     row.latest = event.time
+    row.refused = None
 
 
 def _inherit(row: PendingRow, older: PendingRow) -> None:

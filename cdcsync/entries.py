@@ -47,13 +47,57 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A parked row and the reason, in the CRM's words. ``at`` is the Unix time of the refusal."""
+    """A parked row and the reason, in the CRM's words.
+
+    ``at`` is the Unix time of the last refusal (``row.refused`` knows the first), ``due`` when it is taken up again
+    (``ladder``). ``discarded``: a person gave this change up; it is kept, unseen, because it knows what the row's next
+    change has to know (``Rejects``).
+    """
 
     row: PendingRow
     code: str
     field: str | None
     message: str
     at: float
+    due: float
+    discarded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Parked rows of one mapping: all of them, or those with a code, a CRM field, or these keys."""
+
+    mapping: str
+    code: str | None = None
+    field: str | None = None
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RejectRequest:
+    """What a person asked for beside the daemon, at a Unix time: rows refused later are not meant."""
+
+    id: int
+    verb: Literal["retry", "discard"]
+    selection: Selection
+    at: float
+
+
+class RejectGroup(NamedTuple):
+    """Parked rows of one mapping that were refused for one reason, with one example of the CRM's words.
+
+    ``first`` and ``last`` are the Unix times of the earliest first refusal and of the latest one, ``due`` of the next
+    try.
+    """
+
+    mapping: str
+    code: str
+    field: str | None
+    rows: int
+    first: float
+    last: float
+    due: float
+    message: str
 
 
 @dataclass(frozen=True, slots=True)

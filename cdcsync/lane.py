@@ -90,6 +90,9 @@ class Surroundings(Protocol):
     def reread(self, route: Route, key: str) -> None:
         """Let a row be read from its table, if the config allows that."""
 
+    def pause(self, route: Route, reason: str) -> None:
+        """Pause a mapping until a person resumes it."""
+
     def next_job(self) -> int:
         """Return a number for a new bulk job; no two unsettled jobs of any lane share one."""
 
@@ -163,7 +166,7 @@ class Lane:
             route.backlog.restore_cold(state.cold_keys(route.name), coldest, state.checkpoint().position)
             for key, name, crm_id in state.sent_links(route.name):
                 self.books.link_sent(route.name, key, name, crm_id)
-            self.rejects.restore(route, state.rejects(route.name))
+            self.rejects.restore(route, state)
         self.jobs.restore(state.jobs())
 
     def feed(self, route: Route, event: Event) -> None:
@@ -216,7 +219,7 @@ class Lane:
     @property
     def rejected(self) -> int:
         """Rows that are parked."""
-        return sum(len(route.backlog.parked) for route in self.routes)
+        return sum(route.backlog.rejected for route in self.routes)
 
     @property
     def size(self) -> int:
@@ -252,7 +255,7 @@ class Lane:
     def balance(self) -> int:
         """Return the number of changes unaccounted for: 0, or an alarm."""
         totals = self.totals()
-        settled = totals["applied"] + totals["suppressed"] + totals["coalesced"]
+        settled = totals["applied"] + totals["suppressed"] + totals["coalesced"] + totals["discarded"]
         return totals["changes_in"] - (settled + self.rejected + self.pending + self.unmapped)
 
     # --- the loop
@@ -600,6 +603,7 @@ class Lane:
             books.links_settled(route.name, key)
         books.counters["applied"] += 1
         route.applied += 1
+        self.rejects.accepted(route, row)
         self._settled(route, row)
 
     def _suppress(self, route: Route, row: PendingRow) -> None:

@@ -44,6 +44,7 @@ LANE_COUNTERS = (
     ("changes_applied", "counters.applied", "Row changes that the CRM holds."),
     ("changes_suppressed", "counters.suppressed", "Row changes that would have changed nothing."),
     ("changes_coalesced", "counters.coalesced", "Row changes folded into another of the same row."),
+    ("changes_discarded", "counters.discarded", "Row changes that were refused and that a person gave up."),
     ("records_created", "counters.created", "Records created in the CRM."),
     ("records_deleted", "counters.deleted", "Records deleted or archived in the CRM."),
     ("requests", "counters.requests", "HTTP requests sent."),

@@ -15,6 +15,7 @@ from cdcsync.entries import Known, Reject
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import START, Rejected
 from cdcsync.plan import map_rows, slot
+from cdcsync.rejects import PARENT_MISSING
 from cdcsync.route import Route
 
 if TYPE_CHECKING:
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 Place: TypeAlias = tuple[str, str]
 """A mapping's name and a key in it."""
-
-PARENT_MISSING = "parent-missing"
-"""Code of a rejection."""
 
 
 class Parents:

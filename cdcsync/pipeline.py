@@ -149,6 +149,7 @@ class Pipeline:
     def add(self, lane: Lane) -> None:
         """Add a lane, with what the state file holds of it."""
         lane.restore(self.state)
+        lane.rejects.retries.heed(self.state.parked.requests())
         self.lanes.append(lane)
 
     @property
@@ -355,6 +356,11 @@ class Pipeline:
         """Whether there is a copy, or one that was asked for just now, that nothing but time keeps from its end."""
         return self._requested > self._taken_up or self.copies.pending
 
+    @property
+    def retrying(self) -> bool:
+        """Whether parked rows are to be tried again now, or commands have asked something about them."""
+        return any(lane.rejects.retries.pending for lane in self.lanes)
+
     def resync(self, route: Route, reason: str) -> None:
         """Let a mapping's rows be copied again, because changes of them may have been missed; ``reason`` says why.
 
@@ -415,12 +421,20 @@ class Pipeline:
             if self.reader is not None and not all(lane.caught_up for lane in self.lanes):
                 self.reader.request_progress()
             await self._apply_pauses()
+            await self._look_at_rejects()
             self.copies.take_up(self.lanes, await self.on_file(State.copies))
             self._taken_up = requested
             self._file_size = await self.on_file(State.size)
             await self._tell_rest_apart()
             self._check_balance()
             self._watch_budgets()
+
+    async def _look_at_rejects(self) -> None:
+        """Let parked rows be tried again that are due, and do what commands have asked for."""
+        requests = await self.on_file(lambda state: state.parked.requests())
+        for lane in self.lanes:
+            lane.rejects.retries.heed(requests)
+            await lane.rejects.retries.look()
 
     async def _tell_rest_apart(self) -> None:
         """See how much of the state file is not of rows that wait; to look at each of these is for when it matters."""

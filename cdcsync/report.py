@@ -16,7 +16,7 @@ import psycopg
 from cdcsync import __version__, status
 from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.copies import Copy
-from cdcsync.entries import CopyState
+from cdcsync.entries import CopyState, RejectGroup
 from cdcsync.errors import CdcsyncError
 from cdcsync.lane import Lane
 from cdcsync.model import Lsn
@@ -105,7 +105,7 @@ def ask_daemon(config: Config) -> status.Snapshot | None:
 def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
     """Describe what the state file holds, with the slot as PostgreSQL shows it; the daemon may be down."""
     checkpoint = state.checkpoint()
-    pending, oldest, reasons = state.pending(), state.oldest(), state.reject_reasons()
+    pending, oldest, reasons = state.pending(), state.oldest(), state.parked.groups()
     paused = state.paused()
     connected = watch.info is not None and watch.info.active_pid is not None
     lanes = []
@@ -114,7 +114,7 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
         mine = [entry for entry in config.maps if entry.crm == name]
         counters = state.counters(name)
         first = [oldest[entry.name] for entry in mine if entry.name in oldest]
-        rejected = sum(rows for mapping, _, _, rows, _ in reasons if mapping in {entry.name for entry in mine})
+        rejected = sum(group.rows for group in reasons if group.mapping in {entry.name for entry in mine})
         lanes.append(
             status.LaneStatus(
                 name=name,
@@ -205,7 +205,7 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
         lane=lane.name,
         target=f"{lane.name}.{route.config.object}",
         pending=len(route.backlog),
-        rejected=len(route.backlog.parked),
+        rejected=route.backlog.rejected,
         applied=route.applied,
         paused=route.paused,
         backfill=_live_copy(route, pipeline.copies.of(route.name)),
@@ -220,13 +220,13 @@ def _stored_map(
     entry: MapConfig,
     state: State,
     pending: Mapping[str, int],
-    reasons: Sequence[tuple[str, str, str | None, int, str]],
+    reasons: Sequence[RejectGroup],
     counters: Mapping[str, int],
 ) -> status.MapStatus:
     groups = tuple(
-        status.RejectGroup(code=code, field=field, rows=rows)
-        for mapping, code, field, rows, _ in reasons
-        if mapping == entry.name
+        status.RejectGroup(code=group.code, field=group.field, rows=group.rows)
+        for group in reasons
+        if group.mapping == entry.name
     )
     return status.MapStatus(
         name=entry.name,
@@ -267,5 +267,5 @@ def _stored_copy(mapping: MapConfig, entry: CopyState | None) -> status.Backfill
 
 
 def _counters(totals: Mapping[str, int], *, requests: int) -> status.Counters:
-    names = ("changes_in", "applied", "suppressed", "coalesced", "created", "deleted", "retries")
+    names = ("changes_in", "applied", "suppressed", "coalesced", "discarded", "created", "deleted", "retries")
     return status.Counters(requests=requests, **{name: totals.get(name, 0) for name in names})

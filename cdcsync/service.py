@@ -198,7 +198,7 @@ class Service:
         """With ``once``: stop when all up to ``target`` has been fed, and only paused mappings have rows left."""
         await pipeline.reached(target)
         routes = [route for lane in pipeline.lanes for route in lane.routes]
-        while pipeline.copying or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
+        while pipeline.copying or pipeline.retrying or any(len(r.backlog) and not r.paused for r in routes):  # noqa: ASYNC110 — no one event
             await asyncio.sleep(ONCE_POLL)
         self.stopping.set()
 

@@ -19,15 +19,19 @@ from typing import Any, TypeVar
 
 from cdcsync.backlog import COLD
 from cdcsync.claim import Claim
-from cdcsync.coalesce import PendingRow
-from cdcsync.entries import Asker, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Reject, Seen, Tick
+from cdcsync.coalesce import PendingRow, Refused
+from cdcsync.entries import Asker, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 from cdcsync.state_file import StateFile
+from cdcsync.state_rejects import RejectTable
 
 T = TypeVar("T")
 
 _DELETED, _INSERTED, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
-_ROW = "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest"
+_ROW = (
+    "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest, refusals, "
+    "refused"
+)
 _COPY = (
     "id, mapping, reason, requested, condition, keys, sweep, asker, started, cursor, rows, estimate, read, "
     "finished, error"
@@ -50,6 +54,14 @@ class State:
         self._relations: dict[int, Relation] = {}
         self._shape_ids: dict[tuple[str, ...], int] = {}
         self._shapes: dict[int, tuple[str, ...]] = {}
+        self.parked = RejectTable(
+            file,
+            columns=_ROW,
+            pack=self._pack,
+            unpack=self._unpack,
+            mapping_id=self._mapping_id,
+            transaction=self._transaction,
+        )
 
     @classmethod
     def open(cls, path: Path, mirror: Path | None = None, claim: Claim | None = None) -> State:
@@ -157,7 +169,7 @@ class State:
         prefix = "applied:"
         names = {name.removeprefix(prefix) for name in self.counters(lane) if name.startswith(prefix)} - set(configured)
         pending = self.pending()
-        return sum(pending.get(name, 0) + len(self.reject_keys(name)) for name in names)
+        return sum(pending.get(name, 0) + self.parked.count(name) for name in names)
 
     def checkpoint(self) -> Checkpoint:
         """Return where the stream goes on."""
@@ -362,31 +374,13 @@ class State:
                 [(self._mapping_id(m), key, job) for m, key, job, row in entries if row is None],
             )
             execute(
-                "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO journal VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 [(self._mapping_id(m), key, job, *self._pack(row)) for m, key, job, row in entries if row is not None],
             )
         for known_entries in _chunks(sorted(tick.ledger, key=itemgetter(0, 1))):
             self._write_ledger(known_entries)
-        execute(
-            "DELETE FROM reject WHERE mapping = ? AND key = ?",
-            [(self._mapping_id(m), key) for m, key, reject in tick.rejects if reject is None],
-        )
-        execute(
-            "INSERT OR REPLACE INTO reject VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
-            [
-                (
-                    self._mapping_id(m),
-                    key,
-                    *self._pack(reject.row),
-                    reject.code,
-                    reject.field,
-                    reject.message,
-                    reject.at,
-                )
-                for m, key, reject in tick.rejects
-                if reject is not None
-            ],
-        )
+        for rejects in _chunks(tick.rejects):
+            self.parked.write(rejects)
         for number, job in tick.jobs:
             self._write_job(number, job)
         execute("INSERT OR REPLACE INTO counter VALUES (?,?,?)", tick.counters)
@@ -488,29 +482,6 @@ class State:
         query = "SELECT count(*) FROM ledger WHERE mapping = ? AND NOT (lsn = 0 AND ordinal = 0)"
         return int(self._db.execute(query, (self._mapping_id(mapping),)).fetchone()[0])
 
-    def reject_keys(self, mapping: str) -> set[str]:
-        """Return the keys of the parked rows."""
-        rows = self._db.execute("SELECT key FROM reject WHERE mapping = ?", (self._mapping_id(mapping),))
-        return {key for (key,) in rows}
-
-    def rejects(self, mapping: str, keys: Sequence[str] | None = None) -> Iterator[Reject]:
-        """Yield parked rows with their reasons; all of a mapping, or those of some keys."""
-        for chunk in _chunks(keys) if keys is not None else [None]:
-            where = "" if chunk is None else f" AND key IN ({','.join('?' * len(chunk))})"
-            for row in self._db.execute(
-                "SELECT key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, "  # noqa: S608
-                f"since, latest, code, field, message, at FROM reject WHERE mapping = ?{where}",
-                (self._mapping_id(mapping), *(chunk or ())),
-            ):
-                yield Reject(self._unpack(row[:11]), *row[11:])
-
-    def reject_reasons(self) -> list[tuple[str, str, str | None, int, str]]:
-        """Group the parked rows: (mapping, code, field, rows, one of the CRM's messages)."""
-        return self._db.execute(
-            "SELECT m.name, r.code, r.field, count(*), max(r.message) FROM reject r JOIN mapping m ON m.id = r.mapping "
-            "GROUP BY 1, 2, 3 ORDER BY 1, 4 DESC"
-        ).fetchall()
-
     def jobs(self) -> list[Job]:
         """Return the bulk jobs that are not settled."""
         rows = self._db.execute(
@@ -599,10 +570,12 @@ class State:
         relation = self._relation_id(row.relation)
         # The base comes first where there is one; most rows have no other place than that, and it is their key.
         origins = json.dumps(row.places) if row.tried or row.base not in {None, row.key} else None
-        return (relation, row.image, flags, origins, *row.first, *row.last, row.since, row.latest)
+        refused = row.refused or (0, None)
+        return (relation, row.image, flags, origins, *row.first, *row.last, row.since, row.latest, *refused)
 
     def _unpack(self, row: Sequence[Any]) -> PendingRow:
-        key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest = row
+        key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, *rest = row
+        since, latest, refusals, refused_since = rest
         inserted = bool(flags & _INSERTED)
         places = tuple(json.loads(origins)) if origins else () if inserted else (key,)
         return PendingRow(
@@ -618,6 +591,7 @@ class State:
             tried=places if inserted else places[1:],
             uncertain=bool(flags & _UNCERTAIN),
             whole=bool(flags & _WHOLE),
+            refused=Refused(refusals, refused_since) if refusals else None,
         )
 
     def _mapping_id(self, name: str) -> int:

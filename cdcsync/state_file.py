@@ -14,7 +14,7 @@ from cdcsync.claim import Claim
 from cdcsync.errors import MirrorError, StateError
 from cdcsync.lineage import Lineage, next_revision
 from cdcsync.state_mirror import Mirror
-from cdcsync.state_schema import COPIES, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from cdcsync.state_schema import COPIES, LADDER, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 
 
 class StateFile:
@@ -224,7 +224,7 @@ class StateFile:
             raise _damaged(self.path, None)
         if not _has_tables(self._db):
             with self.transaction():
-                for statement in (SCHEMA + COPIES).split(";"):
+                for statement in (SCHEMA + LADDER + COPIES).split(";"):
                     self.execute(statement)
                 self.set_meta("schema_version", str(SCHEMA_VERSION))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -14,7 +14,7 @@ CREATE TABLE journal (
   relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
   first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
   last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
-  PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
+  refusals INTEGER NOT NULL DEFAULT 0, refused REAL, PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
 CREATE INDEX cold ON journal (mapping, first_lsn, first_ordinal) WHERE job = -2;
 CREATE TABLE ledger (
   mapping INTEGER NOT NULL, key TEXT NOT NULL, crm_id TEXT, shape INTEGER NOT NULL, hashes BLOB NOT NULL,
@@ -26,6 +26,7 @@ CREATE TABLE reject (
   first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
   last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
   code TEXT NOT NULL, field TEXT, message TEXT NOT NULL, at REAL NOT NULL,
+  refusals INTEGER NOT NULL DEFAULT 1, refused REAL, due REAL NOT NULL DEFAULT 0, discarded INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (mapping, key)) WITHOUT ROWID;
 CREATE TABLE job (
   id INTEGER PRIMARY KEY, mapping INTEGER NOT NULL, op TEXT NOT NULL, state TEXT NOT NULL, crm_job TEXT,
@@ -36,6 +37,13 @@ CREATE TABLE horizon (lane TEXT PRIMARY KEY, lsn INTEGER NOT NULL, ordinal INTEG
 CREATE TABLE sent_link (mapping INTEGER NOT NULL, key TEXT NOT NULL, slot TEXT NOT NULL, crm_id TEXT NOT NULL,
   PRIMARY KEY (mapping, key, slot, crm_id)) WITHOUT ROWID;
 CREATE TABLE pause (mapping TEXT PRIMARY KEY, reason TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID;
+"""
+
+LADDER = """
+CREATE INDEX ladder ON reject (mapping, code, field, due) WHERE NOT discarded;
+CREATE TABLE reject_request (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, verb TEXT NOT NULL, mapping TEXT NOT NULL, code TEXT, field TEXT, keys TEXT,
+  at REAL NOT NULL);
 """
 
 COPIES = """
@@ -66,5 +74,16 @@ DROP TABLE backfill
 UPDATE journal SET flags = flags | 4 WHERE origins IS NOT NULL;
 UPDATE reject SET flags = flags | 4 WHERE origins IS NOT NULL
 """,
+    # Rows that were parked before there was a ladder are taken up at once.
+    3: """
+ALTER TABLE journal ADD COLUMN refusals INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE journal ADD COLUMN refused REAL;
+ALTER TABLE reject ADD COLUMN refusals INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE reject ADD COLUMN refused REAL;
+ALTER TABLE reject ADD COLUMN due REAL NOT NULL DEFAULT 0;
+ALTER TABLE reject ADD COLUMN discarded INTEGER NOT NULL DEFAULT 0;
+UPDATE reject SET refused = at;
+"""
+    + LADDER,
 }
 """Schema version → the statements that lead to the next one."""

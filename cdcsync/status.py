@@ -90,6 +90,7 @@ class Counters:
     applied: int = 0
     suppressed: int = 0
     coalesced: int = 0
+    discarded: int = 0
     created: int = 0
     deleted: int = 0
     requests: int = 0
@@ -125,12 +126,12 @@ class LaneStatus:
     def missing(self) -> int:
         """Changes that the books cannot account for; anything but 0 is an alarm."""
         books = self.counters
-        accounted = books.applied + books.suppressed + books.coalesced + self.rejected + self.pending + self.unmapped
-        return books.changes_in - accounted
+        settled = books.applied + books.suppressed + books.coalesced + books.discarded
+        return books.changes_in - (settled + self.rejected + self.pending + self.unmapped)
 
     @property
     def balanced(self) -> bool:
-        """Whether changes in = applied + suppressed + coalesced + rejected + pending."""
+        """Whether changes in = applied + suppressed + coalesced + discarded + rejected + pending."""
         return self.missing == 0
 
     @property

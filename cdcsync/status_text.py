@@ -97,6 +97,8 @@ def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
             f"  {lane.name} job {job.id}: {job.op} {job.object}, {job.state}, {job.processed:,} of {job.records:,} rows"
             for job in lane.jobs
         ]
+        if lane.counters.discarded:
+            notes.append(f"  {lane.name}: {count(lane.counters.discarded, 'rejected change')} discarded by hand")
         if lane.last_error:
             notes.append(f"  {lane.name} last error: {lane.last_error}")
     return notes

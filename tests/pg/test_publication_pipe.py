@@ -83,7 +83,7 @@ async def test_large_values_that_do_not_come_are_read(pg: str, hubspot_sandbox: 
     books = it.books()
     assert (books["double_creates"], books["steps_back"]) == (0, 0)
     with contextlib.closing(State.read(tmp_path / "state.db")) as state:
-        assert not list(state.rejects("t:hubspot.companies"))
+        assert not list(state.parked.all("t:hubspot.companies"))
 
 
 async def test_what_where_leaves_out_costs_the_crm_nothing(
@@ -106,7 +106,7 @@ async def test_what_where_leaves_out_costs_the_crm_nothing(
         await it.shows({"999": "in"})
     assert it.books()["requests"] == 2, "one at the start, and one that writes"
     with contextlib.closing(State.read(tmp_path / "state.db")) as state:
-        rejects = [(one.row.key, one.code) for one in state.rejects("t:hubspot.companies")]
+        rejects = [(one.row.key, one.code) for one in state.parked.all("t:hubspot.companies")]
     assert rejects == ([("998", "where-failed")] if filters == "applied here" else [])
 
 

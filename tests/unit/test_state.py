@@ -52,7 +52,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
             position=Position(60, 3),
             journal=[("m", "k", WAITING, waiting), ("m", "k", IN_BATCH, flying)],
             ledger=[("m", "k", known)],
-            rejects=[("m", "bad", Reject(parked, "CODE", "F", "words", 12.0))],
+            rejects=[("m", "bad", Reject(parked, "CODE", "F", "words", 12.0, 13.0))],
             jobs=[(3, job)],
             counters=[("crm", "applied", 5)],
             copies=[copying],
@@ -64,7 +64,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert again.checkpoint() == (70, Position(60, 3))
     assert sorted(again.journal("m"), key=lambda entry: entry[0]) == [(IN_BATCH, flying), (WAITING, waiting)]
     assert again.known("m", ["k", "unknown"]) == {"k": known}
-    assert list(again.rejects("m")) == [Reject(parked, "CODE", "F", "words", 12.0)]
+    assert list(again.parked.all("m")) == [Reject(parked, "CODE", "F", "words", 12.0, 13.0)]
     assert again.jobs() == [job]
     assert again.counters("crm") == {"applied": 5}
     assert again.copies() == [copying]
@@ -81,7 +81,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert [job for job, _ in again.journal("m")] == [IN_BATCH]
     assert not again.known("m", ["k"])
     assert not again.jobs()
-    assert not again.reject_keys("m")
+    assert not list(again.parked.all("m"))
     again.close()
 
 
@@ -169,7 +169,7 @@ def test_forgetting_the_slot_keeps_the_ledger(tmp_path: Path) -> None:
 def test_rows_of_mappings_that_are_not_configured_are_counted(tmp_path: Path) -> None:
     """They are neither settled nor pending: the books balance only with them."""
     state = State.open(tmp_path / "state.db")
-    parked = Reject(row("b"), "CODE", None, "words", 1.0)
+    parked = Reject(row("b"), "CODE", None, "words", 1.0, 2.0)
     state.write(
         Tick(
             1,
@@ -286,7 +286,7 @@ def test_what_a_copy_did_not_meet_is_found_page_by_page(tmp_path: Path) -> None:
             Position(1, 1),
             ledger=[*(("m", key, known) for key in keys), ("m", "found", found), ("other", "x", known)],
             journal=[("m", "waits", WAITING, row("waits")), ("m", "waits", IN_BATCH, row("waits"))],
-            rejects=[("m", "parked", Reject(row("parked"), "CODE", None, "words", 1.0))],
+            rejects=[("m", "parked", Reject(row("parked"), "CODE", None, "words", 1.0, 2.0))],
             met=[(copy.id, "b")],
         )
     )

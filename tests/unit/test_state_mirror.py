@@ -88,7 +88,7 @@ def random_tick(source: random.Random, number: int) -> Tick:
         tick.journal.append((mapping, key, job, None if gone else row(key, number)))
         known = Known(key, ("A", str(source.randint(0, 3))), b"x" * 8, {}, Position(number, 2), source.random())
         tick.ledger.append((mapping, key, None if gone else known))
-        tick.rejects.append((mapping, key, None if gone else Reject(row(key), "CODE", None, "words", 1.0)))
+        tick.rejects.append((mapping, key, None if gone else Reject(row(key), "CODE", None, "words", 1.0, 2.0)))
         planned = Job(number % 5, mapping, Op.UPSERT, JobState.PLANNED, None, 1.0, 2, "d")
         tick.jobs.append((number % 5, None if gone else planned))
         tick.resyncs.append((mapping, f"because {number}", float(number)))
