@@ -282,10 +282,14 @@ class Backlog:
         self._release(row.key, now)
         return key
 
-    def discard(self, row: PendingRow, now: float) -> None:
-        """Let go of a parked row for good; what waited for it is looked at again."""
-        self.unpark(row, now)
-        self._release(row.key, now)
+    def discard(self, row: PendingRow, now: float, *, keep: bool) -> None:
+        """Let go of a parked row; ``keep`` its places for what comes next there. What waited for it is looked at."""
+        if keep:
+            self.discarded.add(row.key)
+        else:
+            self.unpark(row, now)
+        for key in row.keys:
+            self._release(key, now)
 
     def refit(self, row: PendingRow, change: Callable[[PendingRow], PendingRow], now: float) -> None:
         """Change a row in flight in place, keeping track of the keys that it occupies."""
@@ -455,6 +459,8 @@ class Backlog:
                 return f"the rejected state of {shown(states.pop())} is to be taken up again"
             for other in row.keys:
                 if other in self.anchored:
+                    if self.anchored[other] in self.discarded:  # nobody else will ever take that one up
+                        self._recalled.add(self.anchored[other])
                     return _has_to_settle(self.anchored[other])
         self.unclear.update(place for place in row.places if place in self.fold.movers and self.fold.contested(place))
         return None

@@ -77,7 +77,8 @@ class Rejects:
         lane.parents.wake_waiters(route, {shown(row.key), *row.keys})
         if reason.code == INCOMPLETE_ROW:
             lane.around.reread(route, row.key)
-        lane.log.warning("rejected", map=route.name, code=reason.code, field=reason.field)
+        tell = lane.log.warning if times == 0 else lane.log.debug
+        tell("rejected", map=route.name, code=reason.code, field=reason.field)
 
     def accepted(self, route: Route, row: PendingRow) -> None:
         """Take note that the CRM took a record."""
@@ -144,12 +145,10 @@ class Rejects:
             return False  # it was taken up, or refused anew, since the file was read
         lane.books.counters["discarded"] += 1
         self._forget_reason(route, reject)
-        if row.deleted or row.origins or row.whole or known:
-            lane.books.rejects[place] = replace(reject, discarded=True)
-            route.backlog.discarded.add(row.key)
-        else:
-            lane.books.rejects[place] = None
-            route.backlog.discard(row, lane.clock.monotonic())
+        keep = bool(known or row.deleted or row.origins or row.whole)
+        lane.books.rejects[place] = replace(reject, discarded=True) if keep else None
+        route.backlog.discard(row, lane.clock.monotonic(), keep=keep)
+        if not keep:
             lane.parents.settled(route, row)  # its children are judged without it
         return True
 

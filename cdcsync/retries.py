@@ -81,6 +81,7 @@ class Retries:
                 lane.rejects.take_up(route, reject)
                 taken += 1
         if taken:
+            self._due[group] = 0.0  # there may be more; the next look sees
             lane.log.info("rejected rows are tried again", map=route.name, code=code, field=field, rows=taken)
         elif rows:
             self._due[group] = now + PATIENCE

@@ -18,6 +18,7 @@ import structlog
 from cdcsync.apply.base import Finding, Limits, Wanted
 from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
+from cdcsync.clock import Clock, SystemClock
 from cdcsync.config import MapConfig
 from cdcsync.copies import COPY_ROOM, SWEEP_FREELY, Copy, Paused
 from cdcsync.entries import CopyState, Known
@@ -230,10 +231,12 @@ def lane_of(pipeline: Pipeline, crm: MemoryCrm, configs: Sequence[MapConfig]) ->
 
 
 @contextlib.asynccontextmanager
-async def bench(path: Path, *configs: MapConfig, crm: MemoryCrm | None = None) -> AsyncIterator[Bench]:
+async def bench(
+    path: Path, *configs: MapConfig, crm: MemoryCrm | None = None, clock: Clock | None = None
+) -> AsyncIterator[Bench]:
     """Run a lane with these mappings, parents first; what the state file holds is taken up."""
     with opened(path) as state:
-        pipeline = Pipeline(state, 1 << 28, 1 << 33, LOG)
+        pipeline = Pipeline(state, 1 << 28, 1 << 33, LOG, clock or SystemClock())
         crm = crm or MemoryCrm()
         lane = lane_of(pipeline, crm, configs)
         pipeline.add(lane)

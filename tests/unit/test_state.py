@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdcsync.backlog import IN_BATCH, WAITING
-from cdcsync.coalesce import PendingRow
-from cdcsync.entries import Identity, Job, Known, Reject, Tick
+from cdcsync.coalesce import PendingRow, Refused
+from cdcsync.entries import Identity, Job, Known, Reject, Selection, Tick
 from cdcsync.errors import StateError
 from cdcsync.model import Column, JobState, Op, Position, Relation
 from cdcsync.state import State
@@ -40,7 +41,8 @@ def row(key: str, **changes: object) -> PendingRow:
 def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     """Journal, ledger, rejects, jobs, counters, copies and checkpoint survive a restart unchanged."""
     waiting = row("k", base="old", tried=("older", "k"), uncertain=True, whole=True)
-    flying, parked = row("k", deleted=True, image=b"", base="k"), row("bad", tried=("bad",), uncertain=True)
+    flying = row("k", deleted=True, image=b"", base="k", refused=Refused(3, 11.5))
+    parked = row("bad", tried=("bad",), uncertain=True, refused=Refused(2, 11.0))
     known = Known("003", ("A", "B"), b"x" * 16, {"companies:c": "9"}, Position(4, 4), 10.0)
     job = Job(3, "m", Op.UPSERT, JobState.CREATED, "750", 11.0, 2, "abc")
     state = State.open(tmp_path / "state.db")
@@ -315,4 +317,124 @@ def test_skipping_moves_the_checkpoint_and_compares_again(tmp_path: Path) -> Non
     assert (copy.mapping, copy.sweep, copy.reason) == ("m", True, "changes were skipped")
     state.unbind()
     assert state.timeline() is None
+    state.close()
+
+
+VERSION_3 = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE mapping (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE relation (id INTEGER PRIMARY KEY, body TEXT NOT NULL UNIQUE);
+CREATE TABLE journal (
+  mapping INTEGER NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL,
+  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
+  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
+  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
+  PRIMARY KEY (mapping, key, job)) WITHOUT ROWID;
+CREATE TABLE reject (
+  mapping INTEGER NOT NULL, key TEXT NOT NULL,
+  relation INTEGER NOT NULL, image BLOB NOT NULL, flags INTEGER NOT NULL, origins TEXT,
+  first_lsn INTEGER NOT NULL, first_ordinal INTEGER NOT NULL,
+  last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
+  code TEXT NOT NULL, field TEXT, message TEXT NOT NULL, at REAL NOT NULL,
+  PRIMARY KEY (mapping, key)) WITHOUT ROWID;
+INSERT INTO meta VALUES ('schema_version', '3'), ('durable_lsn', '70');
+INSERT INTO mapping VALUES (1, 'm');
+INSERT INTO relation VALUES (1, '[7, "public", "t", "d", [["id", 23, -1, true], ["a", 25, -1, false]]]');
+INSERT INTO journal VALUES (1, 'waits', 0, 1, X'0002', 0, NULL, 5, 1, 6, 2, 1.5, 2.5);
+INSERT INTO reject VALUES (1, 'bad', 1, X'0002', 2, '["bad"]', 5, 1, 6, 2, 1.5, 2.5, 'CODE', 'F', 'words', 12.0);
+"""
+"""A file of schema 3, without the tables that are as they were."""
+
+
+def test_a_file_of_schema_3_is_migrated(tmp_path: Path) -> None:
+    """What was parked before there was a ladder was refused once, and is due at once; what waits was not refused."""
+    path = tmp_path / "state.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(VERSION_3)
+    state = State.open(path)
+    parked = row("bad", tried=("bad",), refused=Refused(1, 12.0))
+    assert list(state.parked.all("m")) == [Reject(parked, "CODE", "F", "words", 12.0, 0.0)]
+    assert [waiting for _, waiting in state.journal("m")] == [row("waits", base="waits")]
+    assert state.parked.requests() == []
+    assert state.parked.next_due("m", "CODE", "F") == 0.0
+    fresh = State.open(tmp_path / "fresh.db")
+    tables = "SELECT name FROM sqlite_master WHERE tbl_name IN ('journal', 'reject', 'reject_request') ORDER BY name"
+    assert state._db.execute(tables).fetchall() == fresh._db.execute(tables).fetchall()
+    for table in ("journal", "reject", "reject_request"):
+        layout = f"SELECT name, type, \"notnull\" FROM pragma_table_info('{table}')"
+        assert state._db.execute(layout).fetchall() == fresh._db.execute(layout).fetchall()
+    fresh.close()
+    state.close()
+
+
+def test_rejects_are_found_by_reason_key_and_due_time(tmp_path: Path) -> None:
+    """What the ladder and people ask of the file; discarded rows are there for the daemon alone."""
+    state = State.open(tmp_path / "state.db")
+
+    def entry(key: str, code: str, field: str | None, due: float, **changes: object) -> tuple[str, str, Reject]:
+        made = row(key, refused=Refused(2, 3.0), **changes)
+        return "m", key, Reject(made, code, field, f"words on {key}", due - 1.0, due)
+
+    gone = Reject(row("gone", refused=Refused(1, 1.0)), "A", "F", "words", 1.0, 2.0, discarded=True)
+    seatless = "k2\0" + "6/2"
+    state.write(
+        Tick(
+            1,
+            Position(1, 1),
+            rejects=[
+                entry("k1", "A", "F", 10.0),
+                entry("k2", "A", "F", 20.0),
+                entry(seatless, "A", None, 30.0, deleted=True, image=b""),
+                entry("k20", "B", "F", 40.0),
+                ("m", "gone", gone),
+                ("n", "k1", Reject(row("k1", refused=Refused(1, 9.0)), "A", "F", "words", 9.0, 10.0)),
+            ],
+        )
+    )
+    parked = state.parked
+
+    def keys(rejects: Iterable[Reject]) -> list[str]:
+        return [reject.row.key for reject in rejects]
+
+    assert keys(parked.all("m")) == ["gone", "k1", "k2", seatless, "k20"]
+    assert keys(parked.of("m", ["gone", "k2", "no"])) == ["gone", "k2"]
+    assert keys(parked.pages("m")) == ["k1", "k2", seatless, "k20"]
+    assert (parked.count("m"), parked.count("n"), parked.count("unknown")) == (4, 1, 0)
+    assert keys(parked.due("m", "A", "F", 20.0, 9)) == ["k1", "k2"]
+    assert keys(parked.due("m", "A", "F", 20.0, 1)) == ["k1"]
+    assert keys(parked.due("m", "A", None, 30.0, 9)) == [seatless]
+    assert keys(parked.due("m", "A", "F", 15.0 - 1e6, 9)) == ["k1", "k2"]
+    assert (parked.next_due("m", "A", "F"), parked.next_due("m", "B", None)) == (10.0, None)
+    assert keys(parked.selected(Selection("m"))) == ["k1", "k2", seatless, "k20"]
+    assert keys(parked.selected(Selection("m", keys=("k2",)))) == ["k2", seatless]
+    assert keys(parked.selected(Selection("m", code="A", field="F"), before=15.0, limit=9)) == ["k1"]
+    assert parked.count_selected(Selection("m", field="F")) == 3
+    assert [(group.mapping, group.code, group.field, group.rows) for group in parked.groups()] == [
+        ("m", "A", "F", 2),
+        ("m", "A", None, 1),
+        ("m", "B", "F", 1),
+        ("n", "A", "F", 1),
+    ]
+    assert parked.groups()[0][4:] == (3.0, 19.0, 10.0, "words on k2")
+    assert parked.shapes("m") == [RELATION]
+    parked.make_due(Selection("m", code="A"), 15.0)
+    assert {one.row.key: one.due for one in parked.all("m")} == {
+        "gone": 2.0, "k1": 0.0, "k2": 20.0, seatless: 30.0, "k20": 40.0,
+    }  # fmt: skip
+    state.close()
+
+
+def test_the_next_due_reject_is_one_step_in_an_index(tmp_path: Path) -> None:
+    """However many there are: neither of the ladder's questions looks through the table."""
+    state = State.open(tmp_path / "state.db")
+    asked: list[str] = []
+    state._db._db.set_trace_callback(asked.append)
+    state.parked.next_due("m", "A", "F")
+    state.parked.due("m", "A", None, 20.0, 9)
+    state._db._db.set_trace_callback(None)
+    plans = [state._db.execute(f"EXPLAIN QUERY PLAN {one}").fetchall() for one in asked if "reject" in one]
+    assert len(plans) == 2
+    for ((*_, plan),) in plans:
+        assert "USING" in plan
+        assert "INDEX ladder (mapping=? AND code=? AND field=?" in plan
     state.close()
