@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcsync.cli_base import ConfigOption, JsonOption, load, run_to_end
+from cdcsync.cli_base import ConfigOption, JsonOption, known_mapping, load, run_to_end
+from cdcsync.cli_rejects import rejects_app
 from cdcsync.cli_slot import slot_app
 from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError, SourceUnavailableError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(slot_app, name="slot")
+app.add_typer(rejects_app, name="rejects")
 
 
 def main() -> None:
@@ -154,7 +156,7 @@ def pause(mapping: str, *, config: ConfigOption = None) -> None:
     from cdcsync.state import State
 
     loaded = load(config)
-    _known_mapping(loaded, mapping)
+    known_mapping(loaded, mapping)
     state = State.beside(loaded.state.path, loaded.state.mirror)
     state.pause(mapping, "paused by hand", time.time())
     state.close()
@@ -167,7 +169,7 @@ def resume(mapping: str, *, config: ConfigOption = None) -> None:
     from cdcsync.state import State
 
     loaded = load(config)
-    _known_mapping(loaded, mapping)
+    known_mapping(loaded, mapping)
     state = State.beside(loaded.state.path, loaded.state.mirror)
     was = state.resume(mapping)
     state.close()
@@ -189,7 +191,7 @@ def resync(
     from cdcsync.report import ask_daemon
 
     loaded = load(config)
-    _known_mapping(loaded, mapping)
+    known_mapping(loaded, mapping)
     if where is not None and key:
         raise typer.BadParameter("give --where or --key, not both")
     wanted = resyncs.Request(mapping, where, tuple(key or ()))
@@ -250,12 +252,6 @@ def _active_elsewhere(config: Config) -> str | None:
 
     place = config.state
     return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
-
-
-def _known_mapping(config: Config, mapping: str) -> None:
-    names = [entry.name for entry in config.maps]
-    if mapping not in names:
-        raise typer.BadParameter(f"there is no mapping {mapping!r}; there are: {', '.join(names)}")
 
 
 def _complain(error: CdcsyncError) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Coroutine
+import sys
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -33,6 +34,26 @@ def load(path: Path | None) -> Config:
     from cdcsync import config
 
     return config.load(config.find_config(path, os.environ), os.environ)
+
+
+def known_mapping(config: Config, mapping: str) -> None:
+    """See that the config has a mapping. Raises BadParameter."""
+    names = [entry.name for entry in config.maps]
+    if mapping not in names:
+        raise typer.BadParameter(f"there is no mapping {mapping!r}; there are: {', '.join(names)}")
+
+
+def confirm(what: str, name: str, given: str | None, warning: Sequence[str]) -> None:
+    """Say what is about to be done, and have ``name`` typed where it was not given. Raises BadParameter for another."""
+    for line in warning:
+        typer.echo(line, err=True)
+    if given is None:
+        typer.echo(f"Type the {what} ({name}) to go on: ", err=True, nl=False)
+        given = sys.stdin.readline().strip()
+        if not sys.stdin.isatty():
+            typer.echo(err=True)
+    if given != name:
+        raise typer.BadParameter(f"{given!r} is not the {what} ({name}); nothing was done")
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:

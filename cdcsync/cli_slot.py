@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcsync.cli_base import ConfigOption, JsonOption, load, run_to_end
+from cdcsync.cli_base import ConfigOption, JsonOption, confirm, load, run_to_end
 from cdcsync.errors import EXIT_NOT_FINE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def slot_advance(
     *,
     to: Annotated[str | None, typer.Option(help="An LSN (16/B374D848); else the server's present position.")] = None,
     config: ConfigOption = None,
-    confirm: ConfirmOption = None,
+    confirmed: ConfirmOption = None,
 ) -> None:
     """Skip what the slot holds, without reading it, and let every table be compared again at the next start."""
     from cdcsync.model import format_lsn
@@ -72,7 +71,7 @@ def slot_advance(
 
     loaded = load(config)
     skip = run_to_end(look(loaded, _lsn(to)))
-    _confirm(loaded.postgres.slot, confirm, sentences(loaded, skip))
+    confirm("slot's name", loaded.postgres.slot, confirmed, sentences(loaded, skip))
     reached = run_to_end(advance_slot(loaded, skip.end))
     typer.echo(
         f"slot {loaded.postgres.slot} is at {format_lsn(reached)}; the next `cdcsync run` compares every table and goes"
@@ -81,26 +80,26 @@ def slot_advance(
 
 
 @slot_app.command("drop")
-def slot_drop(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> None:
+def slot_drop(*, config: ConfigOption = None, confirmed: ConfirmOption = None) -> None:
     """Drop the slot. What is written afterwards is not seen; the next start copies every table anew."""
     from cdcsync.slot_life import forget_slot, look, sentences
 
     loaded = load(config)
     skip = run_to_end(look(loaded))
-    _confirm(loaded.postgres.slot, confirm, [*sentences(loaded, skip), "No slot is made in its place."])
+    confirm("slot's name", loaded.postgres.slot, confirmed, [*sentences(loaded, skip), "No slot is made in its place."])
     dropped = run_to_end(forget_slot(loaded))
     done = "is dropped" if dropped else "did not exist"
     typer.echo(f"slot {loaded.postgres.slot} {done}; the next start makes one and copies every table anew")
 
 
 @slot_app.command("reset")
-def slot_reset(*, config: ConfigOption = None, confirm: ConfirmOption = None) -> None:
+def slot_reset(*, config: ConfigOption = None, confirmed: ConfirmOption = None) -> None:
     """Drop and create the slot anew, and let every table be compared again at the next start."""
     from cdcsync.logs import set_up
     from cdcsync.slot_life import forget_slot, look, make_slot, sentences
 
     loaded = load(config)
-    _confirm(loaded.postgres.slot, confirm, sentences(loaded, run_to_end(look(loaded))))
+    confirm("slot's name", loaded.postgres.slot, confirmed, sentences(loaded, run_to_end(look(loaded))))
     run_to_end(forget_slot(loaded))
     run_to_end(make_slot(loaded, set_up(loaded.log.level, loaded.log.format)))
     typer.echo(
@@ -150,15 +149,3 @@ def _lsn(text: str | None) -> int | None:
         return None if text is None else parse_lsn(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not an LSN, such as 16/B374D848") from error
-
-
-def _confirm(name: str, given: str | None, warning: list[str]) -> None:
-    for line in warning:
-        typer.echo(line, err=True)
-    if given is None:
-        typer.echo(f"Type the slot's name ({name}) to go on: ", err=True, nl=False)
-        given = sys.stdin.readline().strip()
-        if not sys.stdin.isatty():
-            typer.echo(err=True)
-    if given != name:
-        raise typer.BadParameter(f"{given!r} is not the slot's name ({name}); nothing was done")

@@ -86,6 +86,11 @@ class Stage:
         except (OSError, ValueError):
             return None
 
+    def paused(self, mapping: str) -> str | None:
+        """Return why a mapping is paused, as the daemon says; None if it is not, or the daemon does not answer."""
+        snapshot = self.snapshot()
+        return next((one.paused for one in snapshot.maps if one.name == mapping), None) if snapshot else None
+
     def cli(self, *arguments: str, code: int = 0) -> str:
         """Run a command, and return what it prints; its exit code must be ``code``."""
         command = [sys.executable, "-m", "cdcsync", *arguments, "-c", str(self.config)]

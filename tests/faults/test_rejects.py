@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.faults.stage import stage
+from tests.faults.test_cli import reconfigure, run
 
 DEALS = {"salesforce": "Opportunity", "hubspot": "deals"}
 NO_CHECK = "ALTER TABLE customers DROP CONSTRAINT customers_tier_check"
@@ -101,3 +102,45 @@ def test_values_that_no_crm_has_park_their_rows_alone(pg: str, tmp_path: Path) -
         mended = shop.snapshot()
         assert mended is not None
         assert sum(lane.rejected for lane in mended.lanes) == 0
+
+
+CONTACTS = "customers:salesforce.Contact"
+ONE_BY_ONE = {'client_id     = "demo"': 'client_id     = "demo"\nbulk_from     = 100000'}
+
+
+def test_a_wrong_mapping_is_paused_and_once_mended_takes_all_in(pg: str, tmp_path: Path) -> None:
+    """A required field comes from a column that is empty: after a few requests the mapping pauses, and says why.
+
+    With the config mended and the mapping resumed all rows arrive, and nothing is rejected.
+    """
+    wrong, right = 'LastName   = "surname"', 'LastName   = "last_name"'
+    with stage(tmp_path, pg, changes={right: wrong, **ONE_BY_ONE}) as shop:
+        shop.execute("ALTER TABLE customers ADD surname text")
+        shop.execute(
+            "INSERT INTO customers (id, email, last_name) SELECT gen_random_uuid(), 'more' || i || '@example.com', "
+            "'More' FROM generate_series(1, 4000) i"
+        )
+        shop.start()
+        shop.wait(lambda: shop.paused(CONTACTS) is not None, "the mapping did not pause")
+        reason = shop.paused(CONTACTS) or ""
+        assert "records were refused, most often with REQUIRED_FIELD_MISSING for LastName" in reason
+        assert f"cdcsync resume {CONTACTS} and cdcsync rejects retry {CONTACTS}" in reason
+        shop.wait(lambda: shop.state("SELECT count(*) FROM reject") > 0, "nothing was parked")
+        sent = shop.requests("salesforce", "PATCH", "/composite/sobjects/Contact/")
+        assert 1 <= len(sent) <= 10  # of the 21 that the rows take
+        told = run(shop, "rejects", "list")
+        assert f"{CONTACTS}: " in told.out
+        assert "REQUIRED_FIELD_MISSING (LastName)" in told.out
+        assert "→ fill the column, give the field a default in the mapping" in told.out
+        snapshot = shop.snapshot()
+        assert snapshot is not None
+        assert all(lane.missing == 0 for lane in snapshot.lanes)
+        assert len(shop.requests("salesforce", "PATCH", "/composite/sobjects/Contact/")) == len(sent)
+
+        assert shop.stop() == 0
+        reconfigure(shop, wrong, right)
+        shop.start()
+        shop.cli("resume", CONTACTS)
+        shop.wait(lambda: shop.paused(CONTACTS) is None, "the mapping was not resumed")
+        shop.settled()
+        shop.assert_converged()

@@ -18,6 +18,9 @@ PURE = (
     "coalesce",
     "entries",
     "state_schema",
+    "ladder",
+    "verdicts",
+    "remedies",
     "lineage",
     "backlog",
     "claims",
@@ -33,6 +36,7 @@ PURE = (
     "apply.bisect",
     "apply.rate",
     "apply.budget",
+    "apply.remedies",
     "apply.breaker",
 )
 """Modules (with what is below them) that may do no IO, read no clock and know no driver."""
