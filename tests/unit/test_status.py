@@ -159,6 +159,17 @@ def test_the_books_balance_exactly_or_not_at_all() -> None:
     assert not make(lanes=(dataclasses.replace(SALESFORCE, pending=8),)).balanced
 
 
+def test_what_was_given_up_is_in_the_books_and_is_told() -> None:
+    """A discarded change is settled as far as the balance goes, and every form of the status shows it."""
+    books = dataclasses.replace(SALESFORCE.counters, discarded=2)
+    lane = dataclasses.replace(SALESFORCE, pending=5, counters=books)
+    snapshot = make(lanes=(lane, HUBSPOT))
+    assert lane.balanced
+    assert from_json(to_json(snapshot)) == snapshot
+    assert "salesforce: 2 rejected changes discarded by hand" in to_text(snapshot)
+    assert 'cdcsync_changes_discarded_total{crm="salesforce"} 2.0' in to_prometheus(snapshot).decode()
+
+
 def test_lag_in_bytes_is_known_only_when_the_server_was_asked() -> None:
     """The distance is counted to what is durable, and never negative."""
     source = make().source
