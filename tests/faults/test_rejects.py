@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.faults.stage import stage
+from tests.faults.stage import Stage, stage
 from tests.faults.test_cli import reconfigure, run
 
 DEALS = {"salesforce": "Opportunity", "hubspot": "deals"}
@@ -108,6 +108,12 @@ CONTACTS = "customers:salesforce.Contact"
 ONE_BY_ONE = {'client_id     = "demo"': 'client_id     = "demo"\nbulk_from     = 100000'}
 
 
+def _in_flight(shop: Stage) -> int:
+    """Count the Salesforce rows that are being sent; -1 while the daemon does not answer."""
+    snapshot = shop.snapshot()
+    return next((lane.in_flight for lane in snapshot.lanes if lane.name == "salesforce"), -1) if snapshot else -1
+
+
 def test_a_wrong_mapping_is_paused_and_once_mended_takes_all_in(pg: str, tmp_path: Path) -> None:
     """A required field comes from a column that is empty: after a few requests the mapping pauses, and says why.
 
@@ -125,9 +131,10 @@ def test_a_wrong_mapping_is_paused_and_once_mended_takes_all_in(pg: str, tmp_pat
         reason = shop.paused(CONTACTS) or ""
         assert "records were refused, most often with REQUIRED_FIELD_MISSING for LastName" in reason
         assert f"cdcsync resume {CONTACTS} and cdcsync rejects retry {CONTACTS}" in reason
-        shop.wait(lambda: shop.state("SELECT count(*) FROM reject") > 0, "nothing was parked")
+        shop.wait(lambda: _in_flight(shop) == 0, "what was under way was not answered")
         sent = shop.requests("salesforce", "PATCH", "/composite/sobjects/Contact/")
         assert 1 <= len(sent) <= 10  # of the 21 that the rows take
+        shop.wait(lambda: shop.state("SELECT count(*) FROM reject") > 0, "nothing was parked")
         told = run(shop, "rejects", "list")
         assert f"{CONTACTS}: " in told.out
         assert "REQUIRED_FIELD_MISSING (LastName)" in told.out
