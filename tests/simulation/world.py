@@ -37,7 +37,7 @@ from tests.simulation.virtual import Deadlock, VirtualClock, VirtualLoop
 LOG = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(50))
 STILL = 10
 """Looks, half a second apart, in which nothing may be left to do."""
-MENDS = 2
+MENDS = 3
 """A row that waited for a rejected one may be rejected when that one is mended: for a large value that did not come."""
 QUIET_SECONDS = 7_200.0
 """Virtual seconds within which everything has to settle once nothing changes and nothing fails any more."""
@@ -347,10 +347,10 @@ class Life:
     async def _end(self, pipeline: Pipeline, lane: Lane) -> None:
         await self._settled(pipeline, lane, all_of_it=False)
         self._judge(lane)
-        for _ in range(MENDS):
+        for turn in range(MENDS):
             parked = {route.name: set(route.backlog.parked) for route in lane.routes}
             self._world.database.mend(asyncio.get_running_loop().time(), parked)
-            await self._settled(pipeline, lane, all_of_it=True)
+            await self._settled(pipeline, lane, all_of_it=turn == MENDS - 1)
         if lane.rejected:
             raise Wrong(f"{lane.rejected} rows are parked that have nothing wrong\n{self.described()}")
         self._judge(lane)
