@@ -14,7 +14,7 @@ import heapq
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 
 from cdcsync.claims import attribute
@@ -22,6 +22,7 @@ from cdcsync.coalesce import Event, Fold, PendingRow, over, shown
 from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.model import START, Position
+from cdcsync.ready import Ready
 
 WAITING = 0
 """Journal slot of a row that waits."""
@@ -43,6 +44,8 @@ class Flight:
 
     row: PendingRow
     job: int
+    at: float
+    """When it was taken; the clock is that of ``ready``."""
 
 
 class Backlog:
@@ -51,8 +54,8 @@ class Backlog:
     def __init__(self, mapping: str, cold: KeySet | None = None) -> None:
         self.mapping = mapping
         self.fold = Fold()
-        self.ready: dict[str, float] = {}
-        """Keys that may be looked at, with the time since when; oldest first."""
+        self.ready = Ready()
+        """Keys that may be looked at."""
         self.held: dict[str, str] = {}
         """Keys that must wait, and for what, in words."""
         self.in_flight: dict[str, Flight] = {}
@@ -142,7 +145,7 @@ class Backlog:
             elif job == IN_BATCH:
                 flights.append(row)
             else:
-                self._fly(row, job)
+                self._fly(row, job, now)
         for row in flights:
             self._dirty[IN_BATCH].add(row.key)
             self._give_back(row, now)
@@ -159,24 +162,31 @@ class Backlog:
         self.coldest = None if row is None else (row.first, row.since)
 
     def take(
-        self, limit: int, defer: Callable[[PendingRow], str | None] = lambda _: None, room: float = math.inf
+        self,
+        limit: int,
+        now: float = 0.0,
+        *,
+        defer: Callable[[PendingRow], str | None] = lambda _: None,
+        room: float = math.inf,
+        copied: bool = False,
     ) -> list[PendingRow]:
         """Take up to ``limit`` rows that may go now; others are held for the key in their way, or as ``defer`` says.
 
+        Those that only a copy has brought come last, or with ``copied`` first.
         Fewer, but one at least, if their tuples have more than ``room`` bytes.
         """
         rows: list[PendingRow] = []
-        for key in list(islice(self.ready, limit)):
+        for key in list(islice(self.ready.keys(copied=copied), limit)):
             room -= len(self.fold.waiting[key].image)
             if room < 0 and rows:
                 break
-            reason = self._obstacle(key) or defer(self.fold.waiting[key])
-            del self.ready[key]
+            reason = self._obstacle(key, now) or defer(self.fold.waiting[key])
+            self.ready.pop(key)
             if reason is not None:
                 self.held[key] = reason
                 continue
             row = self.fold.take(key)
-            self._fly(row, IN_BATCH)
+            self._fly(row, IN_BATCH, now)
             self._dirty[WAITING].add(key)
             rows.append(row)
         return rows
@@ -198,7 +208,7 @@ class Backlog:
         The next ``changed`` carries it; it has to be written before anything is thawed.
         """
         row = self.fold.take(key)
-        self.ready.pop(key, None)
+        self.ready.pop(key)
         self.held.pop(key, None)
         if older is not None:
             self._doubt_cold(older)
@@ -224,8 +234,9 @@ class Backlog:
 
     def assign(self, row: PendingRow, job: int) -> None:
         """Move a row in flight into a bulk job."""
-        self._dirty[self.in_flight[row.key].job].add(row.key)
-        self.in_flight[row.key] = Flight(row, job)
+        flight = self.in_flight[row.key]
+        self._dirty[flight.job].add(row.key)
+        self.in_flight[row.key] = replace(flight, job=job)
         self._dirty[job].add(row.key)
 
     def refer(self, key: str, records: Sequence[tuple[str, str]]) -> None:
@@ -249,7 +260,7 @@ class Backlog:
         self._land(row)
         key = self._give_back(row, now)
         if hold is not None and key == row.key:
-            self.ready.pop(key, None)
+            self.ready.pop(key)
             self.held[key] = hold
         for freed in row.keys:
             if freed != key:
@@ -298,7 +309,7 @@ class Backlog:
         for key in before:
             self._busy.pop(key, None)
         change(row)
-        self._fly(row, self.in_flight[row.key].job)
+        self._fly(row, self.in_flight[row.key].job, self.in_flight[row.key].at)
         for key in set(before) - set(row.keys):
             self._release(key, now)
 
@@ -324,6 +335,12 @@ class Backlog:
             key in self.fold.movers or key in self.cold or any(row.uncertain or row.whole for row in self._rows_of(key))
         )
 
+    def held_before(self, key: str) -> str | None:
+        """Return the seat of the held row that has to go before the record under ``key`` can be written."""
+        leaving = self.fold.movers.get(key)
+        seats = [*leaving] if leaving else []
+        return next((seat for seat in seats if seat in self.held and seat != key), None)
+
     def will_write(self, key: str) -> bool:
         """Whether a write of the record ``key`` is waiting or in flight."""
         if key in self.cold:
@@ -347,15 +364,16 @@ class Backlog:
         """Whether rows wait for what only the lane can do: see ``recalled`` and ``in_doubt``."""
         return bool(self.unclear or self._recalled)
 
-    def moves_before(self, position: Position) -> bool:
-        """Whether a row that is not held may have a change of the transaction at ``position``, or of an earlier one.
+    def moves_since(self, since: float, position: Position) -> bool:
+        """Whether a row has been ready or in flight since a time, or is cold with a change of up to ``position``.
 
         Rows that are held may wait for something that comes after it.
         """
         if self.coldest is not None and self.coldest[0].commit_lsn <= position.commit_lsn:
             return True
-        oldest = self._oldest_in_memory() if self.ready or self.in_flight else None
-        return oldest is not None and oldest[0].commit_lsn <= position.commit_lsn
+        ready = self.ready.oldest()
+        flight = next(iter(self.in_flight.values()), None)
+        return (ready is not None and ready <= since) or (flight is not None and flight.at <= since)
 
     def oldest(self) -> Position | None:
         """Return the first position of the oldest row that is not settled; of a cold one it may be somewhat early."""
@@ -433,14 +451,14 @@ class Backlog:
         heapq.heapify(self._oldest)
         self._marked = {key: first for first, key in self._oldest}
 
-    def _obstacle(self, key: str) -> str | None:
+    def _obstacle(self, key: str, now: float) -> str | None:
         """Say what is in a row's way, if anything is."""
         row = self.fold.waiting[key]
         reason = self._in_the_way(row)
         if reason is not None:
             return reason
         predecessor = self._predecessor(key)
-        if predecessor is not None and not self._leave_circle(key):
+        if predecessor is not None and not self._leave_circle(key, now):
             return _has_to_settle(predecessor)
         return _ASKING if self.unclear and not self.unclear.isdisjoint(row.keys) else None
 
@@ -470,7 +488,7 @@ class Backlog:
         leaving = self.fold.movers.get(key)
         return next(iter(leaving)) if leaving and key not in self.fold.waiting[key].places else None
 
-    def _leave_circle(self, key: str) -> bool:
+    def _leave_circle(self, key: str, now: float) -> bool:
         """Whether a row waited in a circle, as when two rows swap keys, and does not any more.
 
         Each row of the circle is written over the record that it finds, once it is known where their records are.
@@ -488,7 +506,7 @@ class Backlog:
             self.fold.take(row.key)
             row.lies_at(row.key)
             row.whole = True
-            self._seat(row, self.ready[key])
+            self._seat(row, now)
         self._stuck.clear()
         return True
 
@@ -586,9 +604,9 @@ class Backlog:
 
     # --- bookkeeping
 
-    def _fly(self, row: PendingRow, job: int) -> None:
+    def _fly(self, row: PendingRow, job: int, now: float) -> None:
         self._carried += row.size
-        self.in_flight[row.key] = Flight(row, job)
+        self.in_flight[row.key] = Flight(row, job, now)
         for key in row.keys:
             self._busy[key] = row.key
         self._dirty[job].add(row.key)
@@ -622,12 +640,12 @@ class Backlog:
 
     def _vacated(self, key: str) -> None:
         self._dirty[WAITING].add(key)
-        self.ready.pop(key, None)
+        self.ready.pop(key)
         self.held.pop(key, None)
 
     def _woken(self, key: str, now: float) -> None:
         self.held.pop(key, None)
-        self.ready.setdefault(key, now)
+        self.ready.add(key, now, copied=self.fold.waiting[key].copied)
         self._dirty[WAITING].add(key)
         self._mark(self.fold.waiting[key].first, key)
 

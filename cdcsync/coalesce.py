@@ -53,7 +53,7 @@ class PendingRow:
     record has in the CRM if nothing of what waits was sent, as the ledger knows it; None if the row was inserted since.
     ``tried``: other keys under which an earlier state may have been sent without our knowing. ``uncertain``: whether
     any was (a lost answer, a crash); nothing may be concluded from the ledger then. ``whole``: the CRM's record may
-    have held another row before, so no column may be left out of the write. ``refused``: this very change was refused,
+    have held another row before, so no column may be left out of the write. ``copied``: only copies have brought it. ``refused``: this very change was refused,
     by the CRM or the mapping, and taken up again; the row's next change starts afresh. Times are Unix times of the
     commits.
     """
@@ -71,6 +71,7 @@ class PendingRow:
     uncertain: bool = False
     whole: bool = False
     refused: Refused | None = None
+    copied: bool = False
 
     def copy(self) -> PendingRow:
         """Return a row of its own that is equal: ``dataclasses.replace`` takes four times as long."""
@@ -88,6 +89,7 @@ class PendingRow:
             self.uncertain,
             self.whole,
             self.refused,
+            self.copied,
         )
 
     @property
@@ -137,6 +139,8 @@ class Event:
     old_key: str | None
     position: Position
     time: float
+    copied: bool = False
+    """Whether it was read by a copy, or is the delete of what a copy did not meet."""
 
 
 def fill_absent(image: bytes, relation: Relation, older: bytes, older_relation: Relation) -> bytes:
@@ -328,6 +332,7 @@ class Fold:
             last=event.position,
             since=event.time,
             latest=event.time,
+            copied=event.copied,
         )
 
 
@@ -348,6 +353,7 @@ def _advance(row: PendingRow, event: Event, image: bytes) -> None:
     row.deleted = event.change.kind is ChangeKind.DELETE
     row.last = event.position
     row.latest = event.time
+    row.copied = row.copied and event.copied
     row.refused = None
 
 
@@ -358,3 +364,4 @@ def _inherit(row: PendingRow, older: PendingRow) -> None:
     row.tried = tuple(dict.fromkeys(place for place in (*older.tried, *row.tried) if place != row.base))
     row.uncertain = row.uncertain or older.uncertain
     row.whole = row.whole or older.whole
+    row.copied = row.copied and older.copied

@@ -311,7 +311,7 @@ class Copies:
             if key is not None:
                 copy.meet((key,))
                 change = Change(ChangeKind.COPY, copy.shape, row)
-                copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now))
+                copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now, copied=True))
         copy.entry = replace(
             copy.entry, cursor=cursor.after, rows=cursor.rows, estimate=cursor.estimate, read=cursor.done
         )
@@ -364,7 +364,7 @@ class Copies:
         now = self._around.clock.time()
         for key in gone:
             change = Change(ChangeKind.DELETE, copy.shape, None)
-            copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now))
+            copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now, copied=True))
         return len(gone)
 
     async def _finish(self, copy: Copy, error: str | None = None) -> None:

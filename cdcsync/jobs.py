@@ -22,7 +22,7 @@ from cdcsync.entries import Job, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome, Rejected
-from cdcsync.plan import Draft, asks_for, map_rows, redraft
+from cdcsync.plan import Draft, Facts, asks_for, map_rows, redraft
 from cdcsync.route import Route
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ class JobRunner:
         task.add_done_callback(self._running.discard)
 
     async def _resume(self, route: Route, job: Job, rows: list[PendingRow], mapped: dict[str, Mapped]) -> None:
-        known = await self._lane.known(route, asks_for(rows))
-        await self._run(route, job, redraft(rows, job.op, mapped, known, route.fields), resumed=True)
+        facts = Facts(await self._lane.known(route, asks_for(rows)), ids=await self._lane.parents.take_up(route, mapped))
+        await self._run(route, job, redraft(rows, job.op, mapped, facts, route.shape), resumed=True)
 
     async def _run(self, route: Route, job: Job, drafts: list[Draft], *, resumed: bool = False) -> None:
         batch = Batch(route.target, job.op, tuple(draft.record for draft in drafts))

@@ -3,17 +3,22 @@
 * A parent that is waiting, in flight or still to be copied holds its children; they are woken when it settles.
 * A parent that is rejected, or that an association needs and nobody has, parks its children under it; they are taken up
   when it has come.
+* Where rows wait for each other in a circle, or a row for its own record, one goes without what it refers to, and once
+  more when that is there.
+* While a row in flight refers to a record, that one neither goes nor gets another key.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cdcsync.coalesce import PendingRow, shown
 from cdcsync.entries import Known, Reject
 from cdcsync.mappers.compile import Mapped
-from cdcsync.model import START, Rejected
+from cdcsync.model import START, Ref, Rejected
 from cdcsync.plan import map_rows, slot
 from cdcsync.rejects import PARENT_MISSING
 from cdcsync.route import Route
@@ -25,53 +30,83 @@ Place: TypeAlias = tuple[str, str]
 """A mapping's name and a key in it."""
 
 
+class Reference(NamedTuple):
+    """A record that a row refers to: by the field or link (``slot``) of this name."""
+
+    parent: Route
+    key: str
+    name: str
+    link: bool
+
+    @property
+    def place(self) -> Place:
+        """The record's place."""
+        return self.parent.name, self.key
+
+
+@dataclass(slots=True)
+class Standing:
+    """Which of the rows taken may go as far as their parents are concerned, and what was found out about these.
+
+    ``ids`` and ``later`` are as in ``plan.Facts``.
+    """
+
+    going: list[PendingRow] = field(default_factory=list)
+    ids: dict[tuple[str, str], str] = field(default_factory=dict)
+    later: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
 class Parents:
     """Who waits for whom in one lane."""
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self._waiters: dict[Place, set[Place]] = {}
+        self._waiters: defaultdict[Place, set[Place]] = defaultdict(set)
         """Parent → held children."""
+        self._waits: dict[Place, Place] = {}
+        """Held child → the parent that it waits for."""
         self._orphans: dict[Place, set[Place]] = {}
         """Parent → parked children that go when that parent has come."""
         _link(lane.routes)
 
-    async def sort_out(
-        self, route: Route, rows: list[PendingRow], mapped: dict[str, Mapped]
-    ) -> tuple[list[PendingRow], dict[tuple[str, str], str]]:
-        """Hold or park the rows whose parents are not there yet; returns the others, and the ids that links go to."""
-        wanted: dict[str, list[tuple[Route, str, str | None]]] = {}
+    async def sort_out(self, route: Route, rows: list[PendingRow], mapped: Mapping[str, Mapped]) -> Standing:
+        """Hold or park the rows whose parents are not there yet; says which ones may go."""
+        wanted = {row.key: list(self._of(mapped[row.key])) for row in rows if not row.deleted}
+        known = await self._known(reference for references in wanted.values() for reference in references)
+        standing = Standing()
         for row in rows:
-            if not row.deleted:
-                wanted[row.key] = list(self._of(mapped[row.key]))
-        known: dict[Place, Known] = {}
-        for parent in {entry[0] for entries in wanted.values() for entry in entries}:
-            keys = {key for entries in wanted.values() for owner, key, _ in entries if owner is parent}
-            for key, entry in (await self._lane.known(parent, keys)).items():
-                known[parent.name, key] = entry
-        going: list[PendingRow] = []
-        links: dict[tuple[str, str], str] = {}
-        for row in rows:
-            for parent, key, name in wanted.get(row.key, ()):
-                if not await self._is_ready(route, row, (parent, key, name), known):
+            references = wanted.get(row.key, ())
+            for reference in references:
+                if not await self._is_ready(route, row, reference, known, standing):
+                    standing.later.pop(row.key, None)
                     break
-                there = known.get((parent.name, key))
-                if name is not None and there is not None and there.crm_id is not None:
-                    links[row.key, name] = there.crm_id
+                there = known.get(reference.place)
+                if there is not None and there.crm_id is not None:
+                    standing.ids[row.key, reference.name] = there.crm_id
             else:
-                going.append(row)
-                route.backlog.refer(row.key, [(parent.name, key) for parent, key, _ in wanted.get(row.key, ())])
-        return going, links
+                standing.going.append(row)
+                self._refer(route, row.key, references)
+        return standing
 
-    @staticmethod
-    def are_referred(route: Route, keys: Iterable[str]) -> bool:
-        """Whether rows that refer to one of these records are in flight."""
-        return any(child.backlog.referred[route.name, key] for child in route.children for key in keys)
+    async def take_up(self, route: Route, mapped: Mapping[str, Mapped]) -> dict[tuple[str, str], str]:
+        """Return the ids, as in ``plan.Facts``, for rows in flight that were taken before the last start."""
+        wanted = {key: list(self._of(entry)) for key, entry in mapped.items()}
+        known = await self._known(reference for references in wanted.values() for reference in references)
+        return {
+            (key, reference.name): known[reference.place].crm_id or ""
+            for key, references in wanted.items()
+            for reference in references
+            if reference.place in known
+        }
 
     def refer(self, route: Route, mapped: Mapping[str, Mapped]) -> None:
         """Note to which records rows in flight refer that were taken before the last start."""
         for key, entry in mapped.items():
-            route.backlog.refer(key, [(parent.name, place) for parent, place, _ in self._of(entry)])
+            self._refer(route, key, list(self._of(entry)))
+
+    @staticmethod
+    def _refer(route: Route, key: str, references: Sequence[Reference]) -> None:
+        route.backlog.refer(key, [reference.place for reference in references])
 
     def remember_orphan(self, route: Route, reject: Reject) -> None:
         """Note whose coming takes a parked row up, as the state file has it."""
@@ -79,8 +114,8 @@ class Parents:
             return
         mapped, _ = map_rows(route.mapper, [reject.row])
         for entry in mapped.values():
-            for parent, key, _ in self._of(entry):
-                self._orphans.setdefault((parent.name, key), set()).add((route.name, reject.row.key))
+            for reference in self._of(entry):
+                self._orphans.setdefault(reference.place, set()).add((route.name, reject.row.key))
 
     def settled(self, route: Route, row: PendingRow) -> None:
         """Let the children of a row's record go, if they may."""
@@ -96,60 +131,91 @@ class Parents:
         """Look at the held children of these records again."""
         for key in keys:
             for name, child in self._waiters.pop((route.name, key), ()):
+                self._waits.pop((name, child), None)
                 self._lane.by_name[name].backlog.wake(child, self._lane.clock.monotonic())
 
     def pass_on(self, route: Route, old_key: str, key: str) -> None:
         """Let the children that wait for a key wait for the row that has left it: nothing else may ever wake them."""
-        waiting = self._waiters.pop((route.name, old_key), None)
-        if waiting is not None:
-            self._waiters.setdefault((route.name, key), set()).update(waiting)
+        for child in self._waiters.pop((route.name, old_key), ()):
+            self._wait(child, (route.name, key))
 
-    def _of(self, mapped: Mapped) -> Iterable[tuple[Route, str, str | None]]:
-        """Yield (mapping, key, link slot or None) of each record that a row refers to."""
-        for parent in mapped.parents:
-            for route in self._lane.routes:
-                if (route.target.object, route.target.key_field) == (parent.object, parent.key_field):
-                    yield route, parent.key, None
+    async def _known(self, references: Iterable[Reference]) -> dict[Place, Known]:
+        keys: defaultdict[str, set[str]] = defaultdict(set)
+        for reference in references:
+            keys[reference.parent.name].add(reference.key)
+        known: dict[Place, Known] = {}
+        for name, wanted in keys.items():
+            for key, entry in (await self._lane.known(self._lane.by_name[name], wanted)).items():
+                known[name, key] = entry
+        return known
+
+    def _of(self, mapped: Mapped) -> Iterable[Reference]:
+        """Yield the records of this lane's mappings that a row refers to."""
+        routes = self._lane.routes
+        for name, value in mapped.fields.items() if mapped.parents else ():
+            if isinstance(value, Ref):
+                for route in routes:
+                    if (route.target.object, route.target.key_field) == (value.object, value.key_field):
+                        yield Reference(route, value.key, name, link=False)
         for link in mapped.links:
-            for route in self._lane.routes:
+            for route in routes:
                 if route.target.object == link.to_object and link.key is not None:
-                    yield route, link.key, slot(link)
+                    yield Reference(route, link.key, slot(link), link=True)
 
     async def _is_ready(
-        self,
-        route: Route,
-        row: PendingRow,
-        reference: tuple[Route, str, str | None],
-        known: dict[Place, Known],
+        self, route: Route, row: PendingRow, reference: Reference, known: dict[Place, Known], standing: Standing
     ) -> bool:
         """Whether a row may go as far as one of its parents is concerned; if not, the row is held or parked here."""
-        parent, key, link = reference
+        parent, key = reference.parent, reference.key
         if parent is route and key == row.key:
+            if reference.place not in known or row.uncertain or row.whole or row.base != key:
+                standing.later[row.key].add(reference.name)
             return True
-        if (parent.name, key) not in known:
-            for entry in (await self._lane.known(parent, [key])).values():
-                known[parent.name, key] = entry
+        if reference.place not in known:
+            known |= await self._known([reference])
         backlog = parent.backlog
-        there = (parent.name, key) in known
+        there = reference.place in known
         if backlog.holds_up(key) or (not there and (backlog.will_write(key) or not parent.copied)):
-            self._hold(route, row, parent, key)
+            if self._closes_circle(route, row.key, reference.place):
+                standing.later[row.key].add(reference.name)
+                return True
+            self._hold(route, row, reference)
             return False
-        if not there and link is not None and key not in backlog.parked:
+        parked = key in backlog.parked
+        if not there and reference.link and not parked:
             there = await self._found(parent, key, known)
-        if not there and (link is not None or key in backlog.parked):
-            self._orphan(route, row, parent, key)
+        if not there and (reference.link or parked):
+            self._orphan(route, row, reference)
             return False
         return True
 
-    def _hold(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
-        reason = f"{parent.target.object} {key} has to be written first"
-        held = route.backlog.give_back(row, self._lane.clock.monotonic(), hold=reason)
-        self._waiters.setdefault((parent.name, key), set()).add((route.name, held))
+    def _closes_circle(self, route: Route, key: str, place: Place) -> bool:
+        """Whether the record at ``place`` waits, perhaps by way of others, for the row itself."""
+        seen: set[Place] = set()
+        step: Place | None = place
+        while step is not None and step not in seen:
+            if step == (route.name, key):
+                return True
+            seen.add(step)
+            backlog = self._lane.by_name[step[0]].backlog
+            seat = backlog.held_before(step[1])
+            step = self._waits.get(step) or (None if seat is None else (step[0], seat))
+        return False
 
-    def _orphan(self, route: Route, row: PendingRow, parent: Route, key: str) -> None:
+    def _hold(self, route: Route, row: PendingRow, reference: Reference) -> None:
+        reason = f"{reference.parent.target.object} {reference.key} has to be written first"
+        held = route.backlog.give_back(row, self._lane.clock.monotonic(), hold=reason)
+        self._wait((route.name, held), reference.place)
+
+    def _wait(self, child: Place, parent: Place) -> None:
+        self._waiters[parent].add(child)
+        self._waits[child] = parent
+
+    def _orphan(self, route: Route, row: PendingRow, reference: Reference) -> None:
+        parent, key = reference.parent, reference.key
         why = "is itself rejected" if key in parent.backlog.parked else "does not exist"
         self._lane.rejects.park(route, row, Rejected(PARENT_MISSING, f"{parent.target.object} {key} {why}"))
-        self._orphans.setdefault((parent.name, key), set()).add((route.name, row.key))
+        self._orphans.setdefault(reference.place, set()).add((route.name, row.key))
 
     async def _found(self, parent: Route, key: str, known: dict[Place, Known]) -> bool:
         """Ask the CRM for a parent that we never wrote, and remember it."""
@@ -175,5 +241,5 @@ def _link(routes: Sequence[Route]) -> None:
         linked = {entry.to_object for entry in route.config.associate}
         for other in routes:
             refers = (other.target.object, other.target.key_field) in parents or other.target.object in linked
-            if other is not route and refers:
+            if refers:
                 other.children.append(route)

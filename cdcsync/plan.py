@@ -5,13 +5,17 @@ The ledger's word counts only for rows that are not ``uncertain``. Who asks what
 * A delete of a row that the ledger does not know: nothing to do if the CRM has never seen it, else the CRM is asked.
 * A key change updates the record that the ledger knows under the row's ``base``; where it knows none, or an earlier
   attempt may have arrived, the CRM is asked under which key it holds the record.
-* A write that changes no field and no link is suppressed. Otherwise all fields that the row carries go out.
+* A field that is the CRM's own once filled (``only_if_empty``) goes to a new record, and to one in which it is empty:
+  whether there is a record, and what is in it, the CRM is asked.
+* What the ledger knows as equal does not go out, and a record of which nothing is left is suppressed. A record from
+  which fields are left out is written by its id: by its key it might be made anew, from a part.
 * A record cannot be created, nor given to another row, from a row with columns missing: such a row is rejected.
+* A field or link whose record cannot be there before this one is left for later: the row goes twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cdcsync.coalesce import PendingRow
@@ -19,7 +23,7 @@ from cdcsync.entries import Known
 from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
-from cdcsync.model import INCOMPLETE_ROW, Link, Op, Record, Rejected, Relation
+from cdcsync.model import INCOMPLETE_ROW, Link, Op, Record, Ref, Rejected, Relation, Value
 
 HASH_BYTES = 8
 _NOT_SENT = bytes(HASH_BYTES)
@@ -27,7 +31,10 @@ _NOT_SENT = bytes(HASH_BYTES)
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A row that is to be sent, with what the ledger will say once it has been applied."""
+    """A row that is to be sent, with what the ledger will say once it has been applied.
+
+    ``unfinished``: something was left for later, so the row is not settled by that.
+    """
 
     row: PendingRow
     op: Op
@@ -35,32 +42,50 @@ class Draft:
     fields: tuple[str, ...] = ()
     hashes: bytes = b""
     links: Mapping[str, str] = field(default_factory=dict)
+    unfinished: bool = False
 
 
 @dataclass(slots=True)
 class Plan:
-    """The decision for each row taken. ``ask`` are rows whose fate depends on what the CRM holds."""
+    """The decision for each row taken.
+
+    ``ask`` are rows whose fate depends on which records the CRM holds; ``look`` those for which it depends on what is
+    in the record, whose id is given.
+    """
 
     drafts: list[Draft] = field(default_factory=list)
     nothing: list[PendingRow] = field(default_factory=list)
     rejected: list[tuple[PendingRow, Rejected]] = field(default_factory=list)
     ask: list[PendingRow] = field(default_factory=list)
+    look: list[tuple[PendingRow, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was looked up for the rows of one plan.
+    """What was looked up for the rows of one plan; all by the rows' keys.
 
-    ``known``: the mapping's ledger by key. ``found``: CRM ids by key, for the rows in ``asked``. ``links``: for each
-    row's key the CRM ids of the records that its links go to (by ``slot``), as far as they exist. ``sent_links``: CRM
-    ids that an earlier attempt may have linked, by (key, slot).
+    ``known``: the mapping's ledger. ``asked``: rows for which the CRM was asked, and ``found`` the ids of the records
+    that it holds, by the records' keys. ``filled``: fields in which the row's record has something, of rows for which
+    that was looked up. ``ids``: CRM ids of the records that a row's fields and links (by ``slot``) refer to, as far as
+    they are known. ``later``: fields and links that are left for later. ``sent_links``: CRM ids that an earlier attempt
+    may have linked.
     """
 
     known: Mapping[str, Known]
     found: Mapping[str, str] = field(default_factory=dict)
-    asked: bool = False
-    links: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    asked: Collection[str] = frozenset()
+    filled: Mapping[str, Collection[str]] = field(default_factory=dict)
+    ids: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    later: Mapping[str, Collection[str]] = field(default_factory=dict)
     sent_links: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A mapping's fields, sorted, and those of them that are the CRM's own once they are filled."""
+
+    fields: tuple[str, ...]
+    only_if_empty: frozenset[str] = frozenset()
 
 
 def slot(link: WantedLink | Link) -> str:
@@ -68,14 +93,14 @@ def slot(link: WantedLink | Link) -> str:
     return f"{link.to_object}:{link.type}"
 
 
-def decide(rows: Sequence[PendingRow], mapped: Mapping[str, Mapped], facts: Facts, fields: tuple[str, ...]) -> Plan:
+def decide(rows: Sequence[PendingRow], mapped: Mapping[str, Mapped], facts: Facts, shape: Shape) -> Plan:
     """Plan the rows taken; ``mapped`` holds the mapping's result by key for those that are not deletes."""
     plan = Plan()
     for row in rows:
         if row.deleted:
             _decide_delete(row, facts, plan)
         else:
-            _decide_write(row, mapped[row.key], facts, fields, plan)
+            _Write(row, mapped[row.key], facts, shape).decide(plan)
     return plan
 
 
@@ -107,30 +132,28 @@ def asks_for(rows: Sequence[PendingRow]) -> Iterator[str]:
 
 
 def redraft(
-    rows: Sequence[PendingRow],
-    op: Op,
-    mapped: Mapping[str, Mapped],
-    known: Mapping[str, Known],
-    fields: tuple[str, ...],
+    rows: Sequence[PendingRow], op: Op, mapped: Mapping[str, Mapped], facts: Facts, shape: Shape
 ) -> list[Draft]:
     """Draft again what a bulk job carries, as it was when the job was planned; rows that cannot be are left out."""
     drafts = []
     for row in rows:
-        entry = _entry(row, known)
+        entry = _entry(row, facts.known)
         crm_id = entry.crm_id if entry is not None else None
-        if op is Op.DELETE and crm_id is not None:
+        if op is not Op.UPSERT and crm_id is None:
+            continue
+        if op is Op.DELETE:
             drafts.append(Draft(row, op, Record(row.key, crm_id=crm_id)))
-        elif op is not Op.DELETE and row.key in mapped:
-            result = mapped[row.key]
-            record = Record(row.key, result.fields, crm_id)
-            drafts.append(Draft(row, op, record, fields, _hashes(result, fields, entry)))
+        elif row.key in mapped:
+            write = _Write(row, mapped[row.key], facts, shape)
+            hashes = write.hashes(write.values, entry)
+            drafts.append(Draft(row, op, Record(row.key, write.values, crm_id), shape.fields, hashes))
     return drafts
 
 
 def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
     known = _entry(row, facts.known)
     crm_id = known.crm_id if known is not None else None
-    if facts.asked:
+    if row.key in facts.asked:
         crm_id = _found(row.places, crm_id, facts)
     elif row.places and (row.uncertain or crm_id is None):
         plan.ask.append(row)
@@ -141,39 +164,140 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
         plan.drafts.append(Draft(row, Op.DELETE, Record(row.key, crm_id=crm_id)))
 
 
-def _decide_write(row: PendingRow, mapped: Mapped, facts: Facts, fields: tuple[str, ...], plan: Plan) -> None:
-    known = _entry(row, facts.known)
-    moved = bool(row.origins)
-    # A row that lacks columns must not be made anew where the record went with a delete of which no answer came.
-    doubtful = row.uncertain and bool(moved or mapped.absent)
-    if not facts.asked and (doubtful or (moved and known is None)):
-        plan.ask.append(row)
-        return
-    op, crm_id = _operation(row, known, facts)
-    if facts.asked and known is not None and crm_id != known.crm_id:
-        known = None  # another record than the one that the ledger tells of
-    missing = crm_id is None and (facts.asked or known is None)
-    if mapped.absent and (row.whole or missing):
-        plan.rejected.append((row, _incomplete(mapped)))
-        return
-    hashes = _hashes(mapped, fields, known)
-    links, changes = _links(row, mapped, known, facts)
-    same = known is not None and known.fields == fields and known.hashes == hashes and not changes
-    if same and not moved and not row.uncertain and not row.whole:
-        plan.nothing.append(row)
-        return
-    record = Record(row.key, mapped.fields, crm_id, changes)
-    plan.drafts.append(Draft(row, op, record, fields, hashes, links))
+@dataclass(slots=True)
+class _Write:
+    """The decision for one row that is to be written."""
 
+    row: PendingRow
+    mapped: Mapped
+    facts: Facts
+    shape: Shape
 
-def _operation(row: PendingRow, known: Known | None, facts: Facts) -> tuple[Op, str | None]:
-    known_id = known.crm_id if known is not None else None
-    if not row.origins and not facts.asked:
-        return Op.UPSERT, known_id
-    crm_id = _found((*row.origins, row.key), known_id, facts) if facts.asked else known_id
-    if crm_id is None or crm_id == facts.found.get(row.key):
-        return Op.UPSERT, crm_id
-    return Op.UPDATE, crm_id
+    @property
+    def values(self) -> dict[str, Value]:
+        """The fields that the row carries, but for those that are left for later."""
+        later = self.facts.later.get(self.row.key)
+        values = self.mapped.fields
+        return values if not later else {name: value for name, value in values.items() if name not in later}
+
+    def decide(self, plan: Plan) -> None:
+        row, facts = self.row, self.facts
+        known = _entry(row, facts.known)
+        asked = row.key in facts.asked
+        if not asked and self._has_to_ask(known):
+            plan.ask.append(row)
+            return
+        op, crm_id = self._operation(known, asked=asked)
+        if asked and known is not None and crm_id != known.crm_id:
+            known = None  # another record than the one that the ledger tells of
+        if self.mapped.absent and (row.whole or (crm_id is None and (asked or known is None))):
+            plan.rejected.append((row, _incomplete(self.mapped)))
+            return
+        if crm_id is not None and row.key not in facts.filled and self._owned(known):
+            plan.look.append((row, crm_id))
+            return
+        self._draft(plan, op, crm_id, known)
+
+    def _has_to_ask(self, known: Known | None) -> bool:
+        row = self.row
+        moved = bool(row.origins)
+        # A row that lacks columns must not be made anew where the record went with a delete of which no answer came.
+        if row.uncertain and (moved or self.mapped.absent):
+            return True
+        if not row.whole and not self.shape.only_if_empty.isdisjoint(self.values):
+            return known is None or row.uncertain
+        return known is None and moved
+
+    def _operation(self, known: Known | None, *, asked: bool) -> tuple[Op, str | None]:
+        row, facts = self.row, self.facts
+        known_id = known.crm_id if known is not None else None
+        if not row.origins and not asked:
+            return Op.UPSERT, known_id
+        crm_id = _found((*row.origins, row.key), known_id, facts) if asked else known_id
+        if crm_id is None or crm_id == facts.found.get(row.key):
+            return Op.UPSERT, crm_id
+        return Op.UPDATE, crm_id
+
+    def _owned(self, known: Known | None) -> set[str]:
+        """Return the fields that are to go to a record in which they are empty: those that changed."""
+        if not self.shape.only_if_empty or self.row.whole:
+            return set()
+        before = self._before(known)
+        return {
+            name
+            for name, value in self.values.items()
+            if name in self.shape.only_if_empty and value is not None and before.get(name) != self._hash(name, value)
+        }
+
+    def _draft(self, plan: Plan, op: Op, crm_id: str | None, known: Known | None) -> None:
+        row, later = self.row, self.facts.later.get(self.row.key, ())
+        values = self.values
+        hashes = self.hashes(values, known)
+        links, changes = self._links(known, later)
+        trusted = known is not None and known.crm_id is not None and not row.uncertain and not row.whole
+        values = self._without_owned(values, crm_id, known)
+        if trusted:
+            before = self._before(known)
+            values = {name: value for name, value in values.items() if before.get(name) != self._hash(name, value)}
+            op = Op.UPDATE
+        elif row.key in self.facts.asked and crm_id is not None and len(values) < len(self.mapped.fields):
+            op = Op.UPDATE
+        if trusted and not values and not changes and not row.origins and not later:
+            plan.nothing.append(row)
+            return
+        record = Record(row.key, values, crm_id, changes)
+        plan.drafts.append(Draft(row, op, record, self.shape.fields, hashes, links, bool(later)))
+
+    def _without_owned(self, values: dict[str, Value], crm_id: str | None, known: Known | None) -> dict[str, Value]:
+        """Leave out the fields that are the CRM's own, but for those that changed and that are empty there."""
+        owned = self.shape.only_if_empty
+        if not owned or crm_id is None or self.row.whole:
+            return values
+        sendable = self._owned(known).difference(self.facts.filled.get(self.row.key, ()))
+        return {name: value for name, value in values.items() if name not in owned or name in sendable}
+
+    def hashes(self, values: Mapping[str, Value], known: Known | None) -> bytes:
+        """Return what the ledger is to say of all the mapping's fields."""
+        fields = self.shape.fields
+        if len(values) == len(fields):
+            return b"".join([self._hash(name, values[name]) for name in fields])
+        old = _by_field(known) if known is not None else {}
+        return b"".join(
+            self._hash(name, values[name]) if name in values else old.get(name, _NOT_SENT) for name in fields
+        )
+
+    def _before(self, known: Known | None) -> Mapping[str, bytes]:
+        trusted = known is not None and not self.row.uncertain and not self.row.whole
+        return _by_field(known) if known is not None and trusted else {}
+
+    def _hash(self, name: str, value: Value) -> bytes:
+        """Return a field's hash; for a reference the record counts, too: another one may have its key by now."""
+        if value.__class__ is Ref:
+            crm_id = self.facts.ids.get((self.row.key, name), "")
+            return field_hash(f"{field_hash(value).hex()} {crm_id}")
+        return field_hash(value)
+
+    def _links(self, known: Known | None, later: Collection[str]) -> tuple[dict[str, str], tuple[Link, ...]]:
+        """Return the links as they will be, and the changes that lead there."""
+        row, facts = self.row, self.facts
+        kept = known.links if known is not None else {}
+        links = {name: kept[name] for name in (*self.mapped.absent, *later) if name in kept}
+        changes: list[Link] = []
+        for wanted in self.mapped.links:
+            name = slot(wanted)
+            if name in later:
+                continue
+            to_id = facts.ids.get((row.key, name))
+            before = set(facts.sent_links.get((row.key, name), ()))
+            if name in kept:
+                before.add(kept[name])
+            if to_id is not None:
+                links[name] = to_id
+            certain = kept.get(name) == to_id and not row.uncertain
+            was = tuple(sorted(before - {to_id}))
+            if was or (to_id is not None and not certain):
+                changes.append(Link(wanted.to_object, wanted.type, to_id, was))
+        return links, tuple(changes)
 
 
 def _entry(row: PendingRow, known: Mapping[str, Known]) -> Known | None:
@@ -197,37 +321,7 @@ def _incomplete(mapped: Mapped) -> Rejected:
     )
 
 
-def _hashes(mapped: Mapped, fields: tuple[str, ...], known: Known | None) -> bytes:
-    values = mapped.fields
-    if len(values) == len(fields):
-        return b"".join([field_hash(values[name]) for name in fields])
-    old = _by_field(known) if known is not None else {}
-    return b"".join(field_hash(values[name]) if name in values else old.get(name, _NOT_SENT) for name in fields)
-
-
 def _by_field(known: Known) -> dict[str, bytes]:
     return {
         name: known.hashes[index * HASH_BYTES : (index + 1) * HASH_BYTES] for index, name in enumerate(known.fields)
     }
-
-
-def _links(
-    row: PendingRow, mapped: Mapped, known: Known | None, facts: Facts
-) -> tuple[dict[str, str], tuple[Link, ...]]:
-    """Return the links as they will be, and the changes that lead there."""
-    kept = known.links if known is not None else {}
-    links = {name: kept[name] for name in mapped.absent if name in kept}
-    changes: list[Link] = []
-    for wanted in mapped.links:
-        name = slot(wanted)
-        to_id = facts.links.get((row.key, name))
-        before = set(facts.sent_links.get((row.key, name), ()))
-        if name in kept:
-            before.add(kept[name])
-        if to_id is not None:
-            links[name] = to_id
-        certain = kept.get(name) == to_id and not row.uncertain
-        was = tuple(sorted(before - {to_id}))
-        if was or (to_id is not None and not certain):
-            changes.append(Link(wanted.to_object, wanted.type, to_id, was))
-    return links, tuple(changes)

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cdcsync.backlog import Backlog
+from cdcsync.backoff import Backoff
 from cdcsync.config import MapConfig
 from cdcsync.drift import Drift, mapped_types, shape_drift, table_drift, what_is_left
 from cdcsync.entries import DriftMark, Seen
 from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import Relation, Target
+from cdcsync.plan import Shape
 from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
 
@@ -25,7 +27,7 @@ class Route:
     types: Mapping[int, int]
     backlog: Backlog = field(init=False)
     target: Target = field(init=False)
-    fields: tuple[str, ...] = field(init=False)
+    shape: Shape = field(init=False)
     children: list[Route] = field(default_factory=list)
     """Mappings of the same CRM whose rows refer to records of this one."""
     whole: bool = False
@@ -40,8 +42,9 @@ class Route:
     """The table as it was when the mapping fitted it last."""
     drift_mark: DriftMark | None = None
     """Set while the mapping is paused because its table changed: whether the table's rows are kept meanwhile."""
-    deferred: set[str] = field(default_factory=set)
-    """Keys of deletes that wait for rows of the children."""
+    backoff: Backoff = field(default_factory=Backoff)
+    active: int = 0
+    """Batches that are being planned or sent."""
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     """Parked rows by code and field."""
     row_filter: RowFilter | None = None
@@ -55,7 +58,7 @@ class Route:
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.config.name)
         self.target = Target(self.config.object, self.config.key_field)
-        self.fields = tuple(sorted(self.config.fields))
+        self.shape = Shape(tuple(sorted(self.config.fields)), self.config.only_if_empty)
 
     @property
     def name(self) -> str:

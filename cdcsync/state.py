@@ -27,7 +27,7 @@ from cdcsync.state_rejects import RejectTable
 
 T = TypeVar("T")
 
-_DELETED, _INSERTED, _UNCERTAIN, _WHOLE = 1, 2, 4, 8
+_DELETED, _INSERTED, _UNCERTAIN, _WHOLE, _COPIED = 1, 2, 4, 8, 16
 _ROW = (
     "key, relation, image, flags, origins, first_lsn, first_ordinal, last_lsn, last_ordinal, since, latest, refusals, "
     "refused"
@@ -566,6 +566,7 @@ class State:
             | (_INSERTED if row.base is None else 0)
             | (_UNCERTAIN if row.uncertain else 0)
             | (_WHOLE if row.whole else 0)
+            | (_COPIED if row.copied else 0)
         )
         relation = self._relation_id(row.relation)
         # The base comes first where there is one; most rows have no other place than that, and it is their key.
@@ -591,6 +592,7 @@ class State:
             tried=places if inserted else places[1:],
             uncertain=bool(flags & _UNCERTAIN),
             whole=bool(flags & _WHOLE),
+            copied=bool(flags & _COPIED),
             refused=Refused(refusals, refused_since) if refusals else None,
         )
 
