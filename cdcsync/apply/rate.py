@@ -14,9 +14,10 @@ Always ``floor <= rate <= ceiling``.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from cdcsync.apply.budget import DAY, DayBudget
+from cdcsync.apply.pacing import DayPace, Pause
 from cdcsync.model import Window
 
 CUT: Final = 0.5
@@ -26,19 +27,10 @@ EASE: Final = 0.75
 STEP_PER_SECOND: Final = 0.02
 STEP_PER_ANSWER: Final = 0.01
 """Largest rise, in parts of the rate reached before: halves are regained in 25 s, by no fewer than 50 answers."""
+STEP_IN_ROOM: Final = 0.02
+"""Rise for an answer that shows half of the window or more left, in parts of the ceiling."""
 DEFAULT_WINDOW: Final = 10.0
-DAILY_PAUSE: Final = 900.0
-"""After a refusal for the day; the vendor does not say when the day ends, so look again."""
-ACCOUNT_RESERVE: Final = 0.01
-"""Part of the account's day that nobody but people should use."""
 PARALLEL_PATIENCE: Final = 30.0
-
-
-class Pause(NamedTuple):
-    """Nothing is sent before ``until``."""
-
-    until: float
-    reason: str
 
 
 class RateController:
@@ -52,13 +44,14 @@ class RateController:
         initial: float | None = None,
         share: float = 0.9,
         daily_budget: float | None = None,
+        rolling_day: bool = False,
         spent: Iterable[tuple[float, int]] = (),
         parallel: int = 8,
         now: float = 0.0,
     ) -> None:
         self.floor = floor
         self.ceiling = max(floor, ceiling)
-        self.budget = DayBudget(daily_budget, spent=spent, now=now)
+        self.day = DayPace(daily_budget, rolling=rolling_day, spent=spent, now=now)
         self._highest = self.ceiling
         self._share = share
         self._rate = self._bounded(self.ceiling if initial is None else initial)
@@ -69,6 +62,7 @@ class RateController:
         self._last_ok = now
         self._refusals = 0
         self._disturbed = False
+        self._roomy = False
         self._most_parallel = parallel
         self._parallel = parallel
         self._crowded_at = now
@@ -88,32 +82,43 @@ class RateController:
         """The quotas as last seen."""
         return tuple(self._windows.values())
 
-    def pause(self, now: float) -> Pause | None:
+    @property
+    def budget(self) -> DayBudget:
+        """Our share of the day."""
+        return self.day.budget
+
+    def pause(self, now: float, *, urgent: bool = False) -> Pause | None:
         """Why and until when nothing may be sent; None when something may."""
-        exhausted = self.budget.exhausted_until(now)
-        if exhausted is None:
-            self._pauses.pop("budget", None)
-        else:
-            used, calls = self.budget.used(now), self.budget.calls
-            self._pauses["budget"] = Pause(exhausted, f"our budget of {calls} calls a day is used up ({used} made)")
         self._pauses = {cause: pause for cause, pause in self._pauses.items() if pause.until > now}
-        return max(self._pauses.values(), default=None)
+        today = self.day.pause(now, urgent=urgent)
+        return max([*self._pauses.values(), *([today] if today else [])], default=None)
+
+    def ready(self, now: float, *, urgent: bool = False) -> float:
+        """When a request may go, pauses and the day's pace considered but not the rate; a time that is past: now."""
+        pause = self.pause(now, urgent=urgent)
+        if pause is not None:
+            return pause.until
+        return now if urgent else self.day.turn(now)
 
     def paused_until(self, now: float) -> float | None:
         """When something may be sent again; None if now."""
         pause = self.pause(now)
         return pause.until if pause else None
 
-    def sent(self, now: float) -> None:
+    def sent(self, now: float, *, urgent: bool = False) -> None:
         """Count a request that is let through."""
-        self.budget.spend(now)
+        self.day.sent(now, urgent=urgent)
+
+    def give_back(self) -> None:
+        """Take the last request off the count: it was not sent."""
+        self.day.give_back()
 
     def seen(self, windows: Sequence[Window], now: float) -> None:
         """Take the quotas that an answer showed. Their limits may change at any time (a plan, an add-on)."""
         for window in windows:
             self._windows[window.name] = window
             if window.seconds >= DAY:
-                self._see_day(window, now)
+                self.day.see(window, now)
         self._follow_ceiling()
         for window in windows:
             if window.seconds < DAY:
@@ -128,6 +133,8 @@ class RateController:
         self._last_ok = max(now, self._last_ok)
         if now >= self._careful_until:
             step = min(STEP_PER_SECOND * idle, STEP_PER_ANSWER) * self._reached
+            if self._roomy:
+                step = max(step, STEP_IN_ROOM * self.ceiling)
             self._rate = self._bounded(self._rate + step)
             self._reached = max(self._reached, self._rate)
         if self._parallel < self._most_parallel and now - self._crowded_at >= PARALLEL_PATIENCE:
@@ -137,8 +144,7 @@ class RateController:
     def refused(self, scope: str, retry_after: float | None, now: float) -> None:
         """Take a refusal. ``scope`` is ``daily``, ``concurrent``, or anything else for a rate; times in seconds."""
         if scope == "daily":
-            wait = DAILY_PAUSE if retry_after is None else max(0.0, retry_after)
-            self._hold("daily", Pause(now + wait, "the CRM's daily limit is reached; looking again from time to time"))
+            self.day.refused(retry_after, now)
             return
         if scope not in self._pauses or self._pauses[scope].until <= now:
             self._back_off(scope, now)
@@ -160,24 +166,15 @@ class RateController:
         window = max((seen.seconds for seen in self._windows.values() if seen.seconds < DAY), default=DEFAULT_WINDOW)
         return min(window, 2.0 ** min(self._refusals - 1, 16))
 
-    def _see_day(self, window: Window, now: float) -> None:
-        self.budget.learn(window.limit)
-        if window.remaining <= window.limit * ACCOUNT_RESERVE:
-            reason = (
-                f"all clients together have used the account's day ({window.remaining} of {window.limit} calls left)"
-            )
-            self._hold("account", Pause(now + DAILY_PAUSE, reason))
-        else:
-            self._pauses.pop("account", None)
-
     def _see_burst(self, window: Window, now: float) -> None:
+        self._roomy = window.remaining >= window.limit / 2
         if window.remaining > window.limit * (1.0 - self._share) / 2:
             return
         if now >= self._careful_until:
             self._disturbed = True
             self._careful_until = now + window.seconds
             self._rate = self._bounded(self._rate * EASE)
-        if window.remaining <= 0:
+        if window.remaining <= min(self._parallel, window.limit * (1.0 - self._share) / 2):
             self._hold("window", Pause(now + window.seconds / 10, f"nothing is left of the {window.name} limit"))
 
     def _follow_ceiling(self) -> None:

@@ -37,7 +37,11 @@ PURE = (
     "apply.rate",
     "apply.budget",
     "apply.remedies",
+    "apply.account",
+    "apply.pacing",
     "apply.breaker",
+    "apply.sizing",
+    "apply.turns",
 )
 """Modules (with what is below them) that may do no IO, read no clock and know no driver."""
 

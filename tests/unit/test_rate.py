@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdcsync.apply.budget import DAY, DayBudget
-from cdcsync.apply.rate import DAILY_PAUSE, RateController
+from cdcsync.apply.account import SHORTEST_LOOK
+from cdcsync.apply.budget import DAY, SLICE, DayBudget
+from cdcsync.apply.rate import RateController
 from cdcsync.model import Window
 
 BURST = "10 s"
@@ -185,7 +186,7 @@ def test_daily_refusal_pauses_without_slowing_down() -> None:
     assert controller.rate == 10
     pause = controller.pause(1.0)
     assert pause is not None
-    assert pause.until == DAILY_PAUSE
+    assert pause.until == SHORTEST_LOOK
     assert "daily" in pause.reason
 
 
@@ -233,7 +234,7 @@ def test_the_account_day_is_left_to_people() -> None:
     """The last hundredth of the account's calls is not touched; calls that come back end the pause at once."""
     controller = RateController()
     controller.seen([day(1000, 10)], 0.0)
-    assert controller.paused_until(0.0) == DAILY_PAUSE
+    assert controller.paused_until(0.0) == SHORTEST_LOOK
     controller.seen([day(1000, 900)], 1.0)
     assert controller.paused_until(1.0) is None
 
@@ -256,7 +257,7 @@ def test_budget_comes_back_a_day_later() -> None:
     for second in (0.0, 10.0, 3700.0):
         controller.sent(second)
     until = controller.paused_until(3700.0)
-    assert until == 3600.0 + DAY
+    assert until == SLICE + DAY
     assert controller.paused_until(until) is None
     assert controller.budget.used(until) == 1
 
@@ -268,7 +269,7 @@ def test_budget_is_never_exceeded_in_any_day(gaps: list[float], calls: int) -> N
     now, made = 0.0, []
     for gap in gaps:
         now += gap
-        if budget.exhausted_until(now) is None:
+        if budget.exhausted_until(now, calls) is None:
             budget.spend(now)
             made.append(now)
     for start in made:
