@@ -185,4 +185,5 @@ class Tick:
     pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark
     drifted: list[tuple[str, DriftMark]] = field(default_factory=list)  # mapping
+    paces: list[tuple[str, str]] = field(default_factory=list)  # lane: what its limiter remembers, as JSON
     timeline: int | None = None  # of the server, on which ``position`` was received; None: as before

@@ -53,6 +53,8 @@ LANE_COUNTERS = (
 QUOTA_GAUGES = (
     ("quota_limit_requests", "limit", "The CRM's quota."),
     ("quota_remaining_requests", "remaining", "What is left of the CRM's quota, for all its clients."),
+    ("quota_budget_requests", "budget", "Our own share of the CRM's quota."),
+    ("quota_used_requests", "ours", "Our own requests in the quota's window."),
     ("quota_window_seconds", "seconds", "The window that the quota is for."),
 )
 MAP_GAUGES = (
@@ -86,6 +88,7 @@ class _SnapshotCollector(Collector):
         yield InfoMetricFamily("cdcsync", "The running daemon.", {"version": self._snapshot.version})
         yield from _families(GaugeMetricFamily, DAEMON_GAUGES, (), [((), self._snapshot)])
         yield _states(lanes)
+        yield _breakers(lanes)
         yield from _families(GaugeMetricFamily, LANE_GAUGES, ("crm",), lanes)
         yield from _families(CounterMetricFamily, LANE_COUNTERS, ("crm",), lanes)
         yield from _families(GaugeMetricFamily, QUOTA_GAUGES, ("crm", "quota"), quotas)
@@ -98,6 +101,14 @@ def _states(lanes: Labelled) -> Metric:
     for labels, lane in lanes:
         for state in get_args(LaneState):
             family.add_metric((*labels, state), float(lane.state == state))
+    return family
+
+
+def _breakers(lanes: Labelled) -> Metric:
+    text = "1 while nothing is sent after failures in a row."
+    family = GaugeMetricFamily("cdcsync_breaker_open", text, labels=("crm",))
+    for labels, lane in lanes:
+        family.add_metric(labels, float(lane.breaker != "closed"))
     return family
 
 

@@ -12,7 +12,19 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from cdcsync.model import format_lsn
-from cdcsync.status import Job, LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, count, duration, size
+from cdcsync.status import (
+    Job,
+    LaneStatus,
+    MapStatus,
+    Quota,
+    Snapshot,
+    SourceStatus,
+    breaker_words,
+    clock_time,
+    count,
+    duration,
+    size,
+)
 
 REFRESH_SECONDS = 2
 BRANDS = {"salesforce": "Salesforce", "hubspot": "HubSpot"}
@@ -80,6 +92,8 @@ def _alarms(snapshot: Snapshot) -> Iterable[str]:
     for lane in snapshot.lanes:
         if not lane.balanced:
             yield f"{lane.name}: the books do not balance, {lane.missing:+,} changes are unaccounted for"
+        if lane.breaker != "closed":
+            yield f"{lane.name}: {breaker_words(lane)}"
         if lane.last_error and lane.state != "running":
             yield f"{lane.name}: {lane.last_error}"
 
@@ -200,6 +214,9 @@ def _slot_bar(source: SourceStatus) -> str:
 def _quota_bar(lane: LaneStatus, quota: Quota) -> str:
     share = None if quota.budget is None or not quota.limit else quota.budget / quota.limit
     ours = "" if quota.budget is None else f", our share {quota.budget:,}"
+    ours += "" if quota.ours is None else f", of it used {quota.ours:,}"
+    if quota.ours is not None and lane.quota_lasts_until is not None:
+        ours += f", lasts until {clock_time(lane.quota_lasts_until)}"
     words = f"{quota.used:,} of {quota.limit:,} in {duration(quota.seconds)}{ours}"
     return _bar(f"{lane.name} {quota.name} quota", words, quota.used / max(quota.limit, 1), share)
 

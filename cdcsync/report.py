@@ -182,6 +182,9 @@ def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> st
         counters=_counters(lane.totals(), requests=gate.requests),
         rate=gate.rate,
         quotas=gate.quotas,
+        quota_lasts_until=_moment(gate.lasts_until),
+        breaker=gate.breaker,
+        breaker_until=_moment(gate.probe_at),
         jobs=tuple(
             status.Job(
                 id=job.crm_job or f"#{job.id}",
@@ -193,9 +196,13 @@ def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> st
             )
             for job, word in lane.jobs.active
         ),
-        retry_at=dt.datetime.fromtimestamp(lane.retry_at, dt.UTC) if lane.retry_at is not None else None,
+        retry_at=_moment(lane.retry_at),
         last_error=lane.last_error or (gate.reason or None),
     )
+
+
+def _moment(unix: float | None) -> dt.datetime | None:
+    return None if unix is None else dt.datetime.fromtimestamp(unix, dt.UTC)
 
 
 def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:

@@ -12,17 +12,16 @@ import faulthandler
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import psycopg
 import structlog
 
-from cdcsync.apply.limiter import Limiter
-from cdcsync.apply.rate import RateController
+from cdcsync.apply.metering import Meters
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
-from cdcsync.config import Config, CrmConfig, HubspotConfig, MapConfig, PostgresConfig
+from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceError, SourceUnavailableError, StateError
@@ -47,9 +46,6 @@ SETTLE_SECONDS = 20.0
 """How long a stop waits for what is in flight; it is taken up at the next start anyway."""
 ONCE_POLL = 0.05
 REPORT_SECONDS = 1.0
-BURST_CEILING = {"salesforce": 25.0, "hubspot": 19.0}
-"""Requests a second until the CRM's own headers have said more."""
-SEARCH_CEILING = 4.0
 
 
 class _Ended(Exception):  # noqa: N818 — not an error: the way out of the task group
@@ -131,10 +127,11 @@ class Service:
         source.types = types
         pipeline.reader = source
         pipeline.partitions = source.partitions
-        for name, crm in config.crm.items():
-            mine = [one.route for one in found if one.route.config.crm == name]
-            if mine:
-                pipeline.add(self._lane(pipeline, name, crm, mine))
+        mine = {name: [one.route for one in found if one.route.config.crm == name] for name in config.crm}
+        meters = Meters(loop, {name: crm for name, crm in config.crm.items() if mine[name]})
+        for name, routes in mine.items():
+            if routes:
+                pipeline.add(self._lane(pipeline, name, meters, routes))
         guard.start(found)
         pipeline.plan_copies()
         watch = SlotWatch(config.postgres)
@@ -228,9 +225,9 @@ class Service:
             raise SourceUnavailableError(" ".join(str(error).split())) from error
         return Backfill(route.name, relation, key, where, log=self.log)
 
-    def _lane(self, pipeline: Pipeline, name: str, crm: CrmConfig, routes: list[Route]) -> Lane:
-        loop = asyncio.get_running_loop()
-        limiter = _limiter(loop, name, crm, pipeline.obstacle)
+    def _lane(self, pipeline: Pipeline, name: str, meters: Meters, routes: list[Route]) -> Lane:
+        crm = self.config.crm[name]
+        limiter = meters.limiter(name, crm, pipeline.obstacle)
         destination = create(name, crm, limiter)
         return Lane(
             name,
@@ -358,19 +355,6 @@ async def _first_start(
         identity.timeline,
     )
     return identity
-
-
-def _limiter(loop: asyncio.AbstractEventLoop, name: str, crm: CrmConfig, obstacle: Callable[[], str]) -> Limiter:
-    controller = RateController(
-        ceiling=BURST_CEILING[crm.kind],
-        daily_budget=crm.daily_budget,
-        parallel=crm.max_parallel,
-        now=loop.time(),
-    )
-    apart = (
-        {"search": RateController(ceiling=SEARCH_CEILING, now=loop.time())} if isinstance(crm, HubspotConfig) else {}
-    )
-    return Limiter(loop, controller, name, apart=apart, obstacle=obstacle)
 
 
 def _first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:

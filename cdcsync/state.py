@@ -223,6 +223,10 @@ class State:
         mark = self._meta(f"drifted:{mapping}")
         return "passed over" if mark == "passed over" else "kept" if mark else None
 
+    def pace(self, lane: str) -> str | None:
+        """Return what a lane's limiter remembered last, as JSON: calls of the day, and the breaker."""
+        return self._meta(f"pace:{lane}")
+
     # --- copies
 
     def request_resync(
@@ -403,6 +407,8 @@ class State:
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"drifted:{name}",))
         for name, mark in tick.drifted:
             self._set_meta(f"drifted:{name}", mark)
+        for name, pace in tick.paces:
+            self._set_meta(f"pace:{name}", pace)
         if tick.timeline is not None:
             self._set_meta("timeline", str(tick.timeline))
         self._set_meta("durable_lsn", str(tick.durable_lsn))

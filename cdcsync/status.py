@@ -19,6 +19,7 @@ IN_STEP_SECONDS = 10.0
 """Below this lag, with everything connected, a lane counts as in step."""
 
 LaneState: TypeAlias = Literal["running", "backing off", "paused", "stopped"]
+BreakerState: TypeAlias = Literal["closed", "open", "probing"]
 BackfillState: TypeAlias = Literal["none", "waiting", "copying", "done"]
 
 
@@ -53,13 +54,17 @@ class SourceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """A CRM's quota and our place in it. ``budget`` is our own share of ``limit``, None for all of it."""
+    """A CRM's quota and our place in it. ``budget`` is our own share of ``limit``, None for all of it.
+
+    ``ours`` counts our own requests in the window, None where they are not counted.
+    """
 
     name: str
     seconds: float
     limit: int
     remaining: int
     budget: int | None = None
+    ours: int | None = None
 
     @property
     def used(self) -> int:
@@ -101,7 +106,9 @@ class Counters:
 class LaneStatus:
     """One CRM. ``pending`` counts every row that is not settled: waiting, ``in_flight`` and ``held`` (for a parent).
 
-    ``unmapped`` rows lie in the state file for mappings that are not configured now.
+    ``unmapped`` rows lie in the state file for mappings that are not configured now. ``quota_lasts_until`` is when the
+    day's calls will run out at the present pace, None if they last. While the ``breaker`` is open nothing is sent
+    before ``breaker_until``.
     """
 
     name: str
@@ -118,6 +125,9 @@ class LaneStatus:
     counters: Counters = Counters()
     rate: float | None = None
     quotas: tuple[Quota, ...] = ()
+    quota_lasts_until: dt.datetime | None = None
+    breaker: BreakerState = "closed"
+    breaker_until: dt.datetime | None = None
     jobs: tuple[Job, ...] = ()
     retry_at: dt.datetime | None = None
     last_error: str | None = None
@@ -277,6 +287,18 @@ def _copying(entry: MapStatus) -> str:
 def count(number: int, noun: str) -> str:
     """Print a number with its noun: ``1 row``, ``1,234 rows``."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def clock_time(moment: dt.datetime) -> str:
+    """Print a moment of today or tomorrow: ``17:40 UTC``."""
+    return f"{moment.astimezone(dt.UTC):%H:%M} UTC"
+
+
+def breaker_words(lane: LaneStatus) -> str:
+    """Say how a breaker stands that is not closed."""
+    if lane.breaker == "open" and lane.breaker_until is not None:
+        return f"breaker open until {clock_time(lane.breaker_until)}: too many failures in a row"
+    return "breaker open: one request is tried"
 
 
 def duration(seconds: float) -> str:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from cdcsync.model import format_lsn
-from cdcsync.status import LaneStatus, MapStatus, Quota, Snapshot, SourceStatus, count, duration, size
+from cdcsync.status import (
+    LaneStatus,
+    MapStatus,
+    Quota,
+    Snapshot,
+    SourceStatus,
+    breaker_words,
+    clock_time,
+    count,
+    duration,
+    size,
+)
 
 
 def to_text(snapshot: Snapshot) -> str:
@@ -92,7 +103,10 @@ def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
         if not lane.balanced:
             notes.append(f"  {lane.name}: BOOKS DO NOT BALANCE, {lane.missing:+,} changes unaccounted for")
         if lane.quotas:
-            notes.append(f"  {lane.name} quota: " + ", ".join(_quota(quota) for quota in lane.quotas))
+            lasts = "" if lane.quota_lasts_until is None else f"; lasts until {clock_time(lane.quota_lasts_until)}"
+            notes.append(f"  {lane.name} quota: " + ", ".join(_quota(quota) for quota in lane.quotas) + lasts)
+        if lane.breaker != "closed":
+            notes.append(f"  {lane.name} {breaker_words(lane)}")
         notes += [
             f"  {lane.name} job {job.id}: {job.op} {job.object}, {job.state}, {job.processed:,} of {job.records:,} rows"
             for job in lane.jobs
@@ -105,7 +119,8 @@ def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
 
 
 def _quota(quota: Quota) -> str:
-    budget = "" if quota.budget is None else f" (our share {quota.budget:,})"
+    ours = "" if quota.ours is None else f", {quota.ours:,} used"
+    budget = "" if quota.budget is None else f" (our share {quota.budget:,}{ours})"
     return f"{quota.name} {quota.used:,} of {quota.limit:,}{budget}"
 
 

@@ -25,7 +25,7 @@ SHORTEST_LOOK: Final = 900.0
 WATCH: Final = 600.0
 """Seconds over which a change of what others used in the last 24 hours is more than the noise of single answers."""
 SLOWEST: Final = 1 / 900.0
-"""Calls a second that are made while there is something above the reserve: how much others use shows in answers only."""
+"""Calls a second that are made while there is something above the reserve: only answers show what others use."""
 
 
 class AccountDay:

@@ -39,6 +39,9 @@ class Gate(Protocol):
     def refused(self, scope: str, retry_after: float | None) -> None:
         """Report a refusal for rate or quota (before raising RateLimitedError)."""
 
+    def spent(self, scope: str, units: int) -> None:
+        """Report the use of a daily quota that is not one of requests, and that no header shows (``bulk``)."""
+
 
 class OpenGate:
     """A gate that lets everything pass, for ``check`` and other single requests."""
@@ -50,6 +53,9 @@ class OpenGate:
         """Ignore."""
 
     def refused(self, scope: str, retry_after: float | None) -> None:
+        """Ignore."""
+
+    def spent(self, scope: str, units: int) -> None:
         """Ignore."""
 
 

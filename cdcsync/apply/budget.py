@@ -1,8 +1,9 @@
 """Our own share of a CRM's daily quota: how many calls we made in the last 24 hours, and how many we may. Pure.
 
 Vendors count a day differently (HubSpot from midnight to midnight, Salesforce over the last 24 hours); a rolling day
-that holds never breaks either, and who sees a new day begin may drop the count (``restore`` with nothing). Calls are counted in slices of a quarter of an hour, and a slice leaves 24 hours after
-its *end*, so the count errs on the safe side. Times are seconds of one monotonic clock.
+that holds never breaks either, and who sees a new day begin may drop the count (``restore`` with nothing). Calls are
+counted in slices of a quarter of an hour, and a slice leaves 24 hours after its *end*, so the count errs on the safe
+side. Times are seconds of one monotonic clock.
 """
 
 from __future__ import annotations

@@ -1,39 +1,49 @@
-"""The gate in front of a CRM: worker threads wait here, on the lane's event loop, for their turn to send a request.
+"""The gate in front of a CRM: whoever sends a request waits here, on the lane's event loop, for his turn.
 
-``rate.RateController`` decides, asyncio-throttle's ``Throttler`` acts: it lets ``rate_limit`` requests pass in any
-``period``, and must have a rate limit of at least 1, so a slow rate becomes a long period. The controller is only
-touched on the event loop: reports from threads are posted to it in order, so a refusal that a thread reports is in
-force when that thread comes back for the next request.
+Two ways lead through it:
+
+* ``permit = await limiter.acquire(priority)`` on the loop, before rows are taken: they fold on while the lane waits,
+  and go at once when its turn has come. ``with permit:`` ends it. Work that a thread does in ``permit.run(work, …)``
+  has its first request paid for; if it sends none, the permit is returned.
+* ``limiter.wait()`` in a thread, for every further request: adapters call it as ``apply.base.Gate``.
+
+Waiting is by class, ``high``, ``normal``, ``low``, and first come, first served within a class (``turns``). The breaker
+stands before ``acquire`` only: a request of work that was let in is never held by it. What became of work is told by
+``worked`` (also if the CRM refused its content) and ``failed`` (for no reason of the content; of work that was under
+way together, once). Refusals for a rate are counted by themselves, those for a day's quota not at all.
+
+``rate.RateController`` decides, ``valve.Valve`` acts. Both are only touched on the event loop: reports from threads are
+posted to it in order, so a refusal that a thread reports is in force when that thread comes back for the next request.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Final
 
-from asyncio_throttle.throttler import Throttler
-
+from cdcsync.apply.breaker import Breaker, BreakerWord
 from cdcsync.apply.budget import DAY
+from cdcsync.apply.pace_record import PaceRecord
+from cdcsync.apply.permit import Permit
 from cdcsync.apply.rate import RateController
+from cdcsync.apply.turns import Priority
+from cdcsync.apply.valve import PAUSE_POLL, SLOWEST_POLL, Valve
 from cdcsync.errors import TransientError
 from cdcsync.model import Window
 from cdcsync.status import Quota
 
-BURST_SECONDS: Final = 0.25
-"""Requests of this time may go at once; the rest of a second is spread."""
-SLOWEST_POLL: Final = 0.05
-FASTEST_POLL: Final = 0.005
-PAUSE_POLL: Final = 1.0
-"""A pause may end early (another answer shows that the account has calls left again), so look once a second."""
-
 
 @dataclass(frozen=True, slots=True)
 class GateStatus:
-    """What a limiter does right now. ``rate`` in requests a second, ``paused_for`` in seconds from now."""
+    """What a limiter does right now. ``rate`` in requests a second, ``paused_for`` in seconds from now.
+
+    ``probe_at`` is the Unix time of the breaker's next probe while it is open, ``lasts_until`` that at which the day's
+    calls will run out at the present pace.
+    """
 
     name: str
     rate: float
@@ -44,43 +54,17 @@ class GateStatus:
     paused_for: float | None
     reason: str
     quotas: tuple[Quota, ...]
-
-
-class _Valve:
-    """One controller with its actuator. ``turn`` makes waiting first come, first served, with a single poller."""
-
-    def __init__(self, controller: RateController) -> None:
-        self.controller = controller
-        self.turn = asyncio.Lock()
-        self.throttler = Throttler(rate_limit=1)
-        self.tune()
-
-    def tune(self) -> None:
-        """Set the throttler to the controller's rate."""
-        rate = self.controller.rate
-        self.throttler.rate_limit = max(1, int(rate * BURST_SECONDS))
-        self.throttler.period = self.throttler.rate_limit / rate
-        self.throttler.retry_interval = min(SLOWEST_POLL, max(FASTEST_POLL, 0.25 / rate))
-
-    async def acquire(self, clock: Callable[[], float]) -> None:
-        """Wait out pauses and the rate, then count one request."""
-        async with self.turn:
-            while True:
-                pause = self.controller.pause(clock())
-                if pause is not None:
-                    await asyncio.sleep(min(PAUSE_POLL, pause.until - clock()))
-                    continue
-                await self.throttler.acquire()  # type: ignore[no-untyped-call]  # it has no annotations
-                if self.controller.pause(clock()) is None:
-                    break
-            self.controller.sent(clock())
+    breaker: BreakerWord
+    probe_at: float | None
+    lasts_until: float | None
 
 
 class Limiter:
     """Implements ``apply.base.Gate``: ``wait``, ``seen`` and ``refused`` may be called from any thread but the loop's.
 
-    ``apart`` gives scopes with a quota of their own (HubSpot's ``search``) a controller of their own. While
-    ``obstacle`` gives a reason against sending, nobody is let in.
+    ``apart`` gives scopes with a quota of their own (HubSpot's ``search``, Salesforce's ``bulk``) a controller of their
+    own. Limiters given the same ``valves`` share what they have for a controller that they have in common. While
+    ``obstacle`` gives a reason against sending, nobody is let in. ``clock`` is Unix time.
     """
 
     def __init__(
@@ -90,26 +74,78 @@ class Limiter:
         name: str,
         *,
         apart: Mapping[str, RateController] | None = None,
+        valves: dict[RateController, Valve] | None = None,
         obstacle: Callable[[], str] = str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        valves = {} if valves is None else valves
         self.name = name
         self._obstacle = obstacle
         self._loop = loop
-        self._main = _Valve(controller)
-        self._apart = {scope: _Valve(own) for scope, own in (apart or {}).items()}
+        self._clock = clock
+        self._main = valves.setdefault(controller, Valve(controller, loop))
+        self._apart = {scope: valves.setdefault(own, Valve(own, loop)) for scope, own in (apart or {}).items()}
+        self._breaker = Breaker()
         self._lock = threading.Lock()
         self._waiting: set[Future[None]] = set()
+        self._inside: set[asyncio.Task[Permit]] = set()
         self._closed = False
         self._requests = 0
+        self._record = PaceRecord(self._main, self._apart, self._breaker, loop.time, clock)
 
     @property
     def parallel(self) -> int:
         """How many requests the lane should have under way at once."""
         return self._main.controller.parallel
 
+    # --- on the loop
+
+    async def acquire(self, priority: Priority = "normal", scope: str = "burst") -> Permit:
+        """Wait until one request may be sent, behind the breaker. Raises TransientError when the limiter is closed."""
+        self._refuse_if_closed()
+        inside = self._loop.create_task(self._permit(priority, self._valve(scope)))
+        self._inside.add(inside)
+        try:
+            return await inside
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # it was not us that somebody wants to end
+                self._refuse_if_closed()
+            raise
+        finally:
+            self._inside.discard(inside)
+
+    def worked(self) -> None:
+        """Take note that work went through, or was refused for its content: the CRM works."""
+        self._breaker.ok()
+
+    def failed(self) -> None:
+        """Take note that work failed as a whole, for no reason of its content: after some in a row nothing is sent."""
+        self._breaker.refused(self._clock())
+
+    def overloaded(self) -> None:
+        """Take note that a request ran into a time-out: fewer should be under way at once."""
+        self._main.controller.crowded(self._loop.time())
+
+    def has_room(self, scope: str) -> bool:
+        """Whether a request of this scope would not have to wait for a day's quota or a pause."""
+        now = self._loop.time()
+        return self._valve(scope).controller.ready(now) <= now
+
+    def give_back(self, valve: Valve) -> None:
+        """Return a permit that was not used."""
+        valve.give_back()
+        self._requests -= 1
+
+    def end_probe(self) -> None:
+        """Let another probe go, if nobody has said what became of this one."""
+        self._breaker.give_back()
+
+    # --- in threads
+
     def wait(self, scope: str = "burst") -> None:
         """Block until one request may be sent. Raises TransientError when the limiter is closed, also meanwhile."""
-        turn = self._queue(self._valve(scope))
+        turn = self._queue(self._valve(scope), Permit.present())
         try:
             turn.result()
         except CancelledError:
@@ -126,6 +162,10 @@ class Limiter:
         """Report a refusal for rate or quota."""
         self._post(lambda: self._refuse(scope, retry_after))
 
+    def spent(self, scope: str, units: int) -> None:
+        """Report the use of a daily quota that is not one of requests."""
+        self._post(lambda: self._valve(scope).count(units))
+
     def close(self) -> None:
         """Wake everyone who waits, with an error; let nobody in. May be called from any thread, and twice."""
         with self._lock:
@@ -133,36 +173,92 @@ class Limiter:
             waiting = tuple(self._waiting)
         for turn in waiting:
             turn.cancel()
+        self._post(self._send_away)
+
+    # --- what is told, and kept over a restart
 
     def status(self) -> GateStatus:
         """Tell what the limiter does now. To be called on the loop."""
-        now, controller = self._loop.time(), self._main.controller
-        pause = controller.pause(now)
+        now, unix, controller = self._loop.time(), self._clock(), self._main.controller
+        pause, ends = controller.pause(now), controller.day.forecast(now)
+        paced = controller.day.rate(now)
+        word = self._breaker.word(unix)
         return GateStatus(
             name=self.name,
-            rate=controller.rate,
+            rate=controller.rate if paced is None else min(paced, controller.rate),
             ceiling=controller.ceiling,
             parallel=controller.parallel,
             requests=self._requests,
-            waiting=len(self._waiting),
+            waiting=len(self._waiting) + len(self._inside),
             paused_for=pause.until - now if pause else None,
             reason=pause.reason if pause else self._obstacle(),
-            quotas=tuple(_quota(window, controller) for window in controller.windows),
+            quotas=tuple(_quota(window, controller, now) for window in controller.windows),
+            breaker=word,
+            probe_at=self._breaker.until(unix) if word == "open" else None,
+            lasts_until=None if ends is None else unix + ends - now,
         )
 
-    def _queue(self, valve: _Valve) -> Future[None]:
+    @property
+    def unkept(self) -> bool:
+        """Whether ``keep`` would give something."""
+        return self._record.due
+
+    def keep(self) -> str | None:
+        """Give what is to be written down now, as JSON; None if nothing has changed, or it was written just now."""
+        return self._record.take()
+
+    def restore(self, kept: str) -> None:
+        """Take up what ``keep`` gave before a restart."""
+        self._record.restore(kept)
+
+    # --- inside
+
+    async def _permit(self, priority: Priority, valve: Valve) -> Permit:
+        while True:
+            probe = await self._past_breaker()
+            try:
+                await self._pass(valve, priority)
+            except BaseException:
+                if probe:
+                    self._breaker.give_back()
+                raise
+            # While it waited for its turn, others may have failed.
+            if probe or self._breaker.word(self._clock()) == "closed":
+                return Permit(self, valve, priority, probe=probe)
+            self.give_back(valve)
+
+    async def _past_breaker(self) -> bool:
+        """Wait until the breaker lets a request pass; tells whether that is its probe."""
+        while not self._breaker.take(self._clock()):  # noqa: ASYNC110 — that time has passed is no event
+            await asyncio.sleep(PAUSE_POLL)
+        return self._breaker.word(self._clock()) != "closed"
+
+    async def _pass(self, valve: Valve, priority: Priority) -> None:
+        await valve.acquire(priority)
+        await self._unhindered()
+        self._requests += 1
+
+    async def _unhindered(self) -> None:
+        while self._obstacle():  # noqa: ASYNC110 — that time has passed is no event
+            await asyncio.sleep(SLOWEST_POLL)
+
+    async def _pass_again(self, valve: Valve, permit: Permit | None) -> None:
+        """Let a thread's request in; the first one of a permit has had its turn."""
+        if permit is not None and permit.spend(valve, self._loop.time()):
+            await self._unhindered()
+            return
+        await self._pass(valve, "normal" if permit is None else permit.priority)
+
+    def _queue(self, valve: Valve, permit: Permit | None) -> Future[None]:
         with self._lock:
-            if self._closed or self._loop.is_closed():
-                raise self._stopping()
-            turn = asyncio.run_coroutine_threadsafe(self._acquire(valve), self._loop)
+            self._refuse_if_closed()
+            turn = asyncio.run_coroutine_threadsafe(self._pass_again(valve, permit), self._loop)
             self._waiting.add(turn)
         return turn
 
-    async def _acquire(self, valve: _Valve) -> None:
-        await valve.acquire(self._loop.time)
-        while self._obstacle():  # noqa: ASYNC110 — that time has passed is no event
-            await asyncio.sleep(SLOWEST_POLL)
-        self._requests += 1
+    def _send_away(self) -> None:
+        for task in self._inside:
+            task.cancel()
 
     def _see(self, windows: Sequence[Window]) -> None:
         now = self._loop.time()
@@ -175,22 +271,32 @@ class Limiter:
 
     def _refuse(self, scope: str, retry_after: float | None) -> None:
         valve = self._valve(scope)
-        valve.controller.refused(scope, retry_after, self._loop.time())
+        if valve.controller.refused(scope, retry_after, self._loop.time()):
+            self._breaker.refused(self._clock())
         valve.tune()
 
-    def _valve(self, scope: str) -> _Valve:
+    def _valve(self, scope: str) -> Valve:
         return self._apart.get(scope, self._main)
 
     def _post(self, report: Callable[[], None]) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(report)
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed or self._loop.is_closed():
+            raise self._stopping()
+
     def _stopping(self) -> TransientError:
         return TransientError(f"{self.name}: no more requests, the lane is stopping")
 
 
-def _quota(window: Window, controller: RateController) -> Quota:
-    budget = controller.budget.calls if window.seconds >= DAY else None
+def _quota(window: Window, controller: RateController, now: float) -> Quota:
+    daily = window.seconds >= DAY
     return Quota(
-        name=window.name, seconds=window.seconds, limit=window.limit, remaining=window.remaining, budget=budget
+        name=window.name,
+        seconds=window.seconds,
+        limit=window.limit,
+        remaining=window.remaining,
+        budget=controller.budget.calls if daily else None,
+        ours=controller.budget.used(now) if daily else None,
     )

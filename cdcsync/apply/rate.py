@@ -4,9 +4,11 @@ The vendor's limit is known only when an answer's headers show it, other program
 costs twice (HubSpot counts refused requests against the day). So the rate follows what is seen:
 
 * headers that name a limit set the ceiling: ``limit / seconds * share``;
-* few requests left in a rolling window: slow down, and do not speed up until that window has passed;
+* few requests left in a rolling window: slow down, and do not speed up until that window has passed; hardly any: pause;
 * a refusal halves the rate once (requests that were in flight together are refused together) and pauses;
 * every answer that is no refusal raises it by a small step (additive increase, multiplicative decrease).
+
+Beside the rate stands the day (``pacing``): when its calls are used up nothing is sent, and before they are, slower.
 
 Always ``floor <= rate <= ceiling``.
 """
@@ -31,6 +33,10 @@ STEP_IN_ROOM: Final = 0.02
 """Rise for an answer that shows half of the window or more left, in parts of the ceiling."""
 DEFAULT_WINDOW: Final = 10.0
 PARALLEL_PATIENCE: Final = 30.0
+TOGETHER: Final = 10.0
+"""Seconds within which further time-outs are those of requests that were under way with the first."""
+DAILY_SCOPES: Final = frozenset({"daily", "bulk"})
+"""Scopes of refusals for a day's quota: of requests, and of Salesforce's bulk batches."""
 
 
 class RateController:
@@ -66,6 +72,7 @@ class RateController:
         self._most_parallel = parallel
         self._parallel = parallel
         self._crowded_at = now
+        self._crowded_until = now
 
     @property
     def rate(self) -> float:
@@ -141,25 +148,39 @@ class RateController:
             self._parallel += 1
             self._crowded_at = now
 
-    def refused(self, scope: str, retry_after: float | None, now: float) -> None:
-        """Take a refusal. ``scope`` is ``daily``, ``concurrent``, or anything else for a rate; times in seconds."""
-        if scope == "daily":
+    def refused(self, scope: str, retry_after: float | None, now: float) -> bool:
+        """Take a refusal. ``scope`` is one of ``DAILY_SCOPES``, ``concurrent``, or anything else for a rate.
+
+        Times are in seconds. Tells whether it is a new refusal for a rate: not for a day, nor one of several together.
+        """
+        if scope in DAILY_SCOPES:
             self.day.refused(retry_after, now)
-            return
-        if scope not in self._pauses or self._pauses[scope].until <= now:
+            return False
+        new = scope not in self._pauses or self._pauses[scope].until <= now
+        if new:
             self._back_off(scope, now)
         wait = self._patience() if retry_after is None else max(0.0, retry_after)
         self._hold(scope, Pause(now + wait, f"the CRM refused a request ({scope}) and asks to wait"))
+        return new
+
+    def crowded(self, now: float) -> None:
+        """Take a time-out: as many requests at once are too many. Those that ran out together count once."""
+        if now >= self._crowded_until:
+            self._crowded_until = now + TOGETHER
+            self._have_fewer(now)
 
     def _back_off(self, scope: str, now: float) -> None:
         self._refusals += 1
         self._disturbed = True
         if scope == "concurrent":
-            self._parallel = max(1, self._parallel // 2)
-            self._crowded_at = now
+            self._have_fewer(now)
         else:
             self._reached = self._rate
             self._rate = self._bounded(self._rate * CUT)
+
+    def _have_fewer(self, now: float) -> None:
+        self._parallel = max(1, self._parallel // 2)
+        self._crowded_at = now
 
     def _patience(self) -> float:
         """1, 2, 4 … seconds for refusals in a row, up to the whole window."""

@@ -72,8 +72,9 @@ class SalesforceDestination:
 
     def bulk_upload(self, job: str, batch: Batch) -> None:
         """Upload what CSV can say, up to 100 MB; ``bulk_results`` looks after the rest."""
-        if any(form.fits(batch.op, record) for record in batch.records):
-            self._jobs.upload(job, form.write(batch, self._objects.shape(batch.target.object)))
+        rows = sum(form.fits(batch.op, record) for record in batch.records)
+        if rows:
+            self._jobs.upload(job, form.write(batch, self._objects.shape(batch.target.object)), rows)
         else:
             self._jobs.abort(job)
 

@@ -62,6 +62,8 @@ OWN_WORDS: Final = "FIELD_CUSTOM_VALIDATION_EXCEPTION"
 LOCK_WORDS: Final = ("UNABLE_TO_LOCK_ROW", "unable to obtain exclusive access")
 """A lock that a trigger or flow ran into is reported with the trigger's code, and these words in the message."""
 QUOTAS: Final = frozenset({"REQUEST_LIMIT_EXCEEDED", "EXCEEDEDQUOTA", "EXCEEDED_QUOTA"})
+BATCHES: Final = "ApiBatchItems"
+"""Names the quota of bulk batches, which has nothing to do with that of requests."""
 STORAGE: Final = "STORAGE_LIMIT_EXCEEDED"
 ROW_SETUP: Final = frozenset({"INVALID_TYPE", STORAGE})
 SETUP: Final = ROW_SETUP | {
@@ -183,11 +185,16 @@ def refusal(answer: Answer) -> DestinationError:
 def _rate(answer: Answer, found: Sequence[Fault], words: str) -> RateLimitedError | None:
     for fault in found:
         if fault.code.upper() in QUOTAS:
-            scope = "concurrent" if "Concurrent" in fault.message else "daily"
-            return RateLimitedError(words, scope=scope, retry_after=answer.retry_after)
+            return RateLimitedError(words, scope=_scope(fault), retry_after=answer.retry_after)
     if answer.status in RATE_STATUS and (answer.status != 503 or answer.retry_after is not None):  # noqa: PLR2004
         return RateLimitedError(words, retry_after=answer.retry_after)
     return None
+
+
+def _scope(fault: Fault) -> str:
+    if BATCHES in fault.message:
+        return "bulk"
+    return "concurrent" if "Concurrent" in fault.message else "daily"
 
 
 def _hint(fault: Fault) -> str:

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from cdcsync.apply.salesforce_csv import CREATED, ERROR, Result, read
-from cdcsync.apply.salesforce_errors import refusal
+from cdcsync.apply.salesforce_errors import BATCHES, refusal
 from cdcsync.apply.salesforce_session import SalesforceSession
 from cdcsync.errors import TransientError
 from cdcsync.model import JobStatus, Op, Target
 
 INGEST: Final = "jobs/ingest"
 CSV: Final = "text/csv; charset=UTF-8"
+ROWS_PER_BATCH: Final = 10_000
+"""Salesforce cuts a job into batches of this many rows; an org has 15,000 batches in 24 hours."""
 SKEW: Final = 5.0
 """Seconds that a job may seem older than the moment before it was made: clocks differ, and its time is a whole one."""
 USER_ID: Final = 15
@@ -72,11 +74,12 @@ class IngestJobs:
                 found.append((created, str(job["id"])))
         return max(found, default=(0.0, None))[1]
 
-    def upload(self, job: str, content: bytes) -> None:
+    def upload(self, job: str, content: bytes, rows: int) -> None:
         """Upload the CSV; a job that has it, or is not there any more (see ``poll``), is left as it is.
 
         Raises BatchRejectedError if the content is refused.
         """
+        self._session.batches_sent(-(-rows // ROWS_PER_BATCH))
         accept = frozenset({REFUSED, NO_SUCH})
         path = f"{INGEST}/{job}/batches"
         answer = self._session.call("PUT", path, content, content_type=CSV, accept=accept, records=True)
@@ -103,6 +106,8 @@ class IngestJobs:
         processed, failed = (int(body.get(f"numberRecords{what}") or 0) for what in ("Processed", "Failed"))
         if state == "failed" and message.startswith(PASSING):
             state = "aborted"  # nothing is wrong with the job or its rows
+            if BATCHES in message:
+                self._session.batches_used_up()
         return JobStatus(state, processed, failed, message)
 
     def successes(self, job: str, match: str) -> Iterator[Result]:

@@ -96,6 +96,14 @@ class SalesforceSession:
                 raise
             raise TransientError(f"Salesforce answered {answer.status}: {error.reason}: {error.message}") from error
 
+    def batches_sent(self, batches: int) -> None:
+        """Report the use of the org's bulk batches."""
+        self._gate.spent("bulk", batches)
+
+    def batches_used_up(self) -> None:
+        """Report that the org has no bulk batches left."""
+        self._gate.refused("bulk", None)
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()

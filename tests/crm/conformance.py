@@ -56,6 +56,7 @@ class Recorder:
         self.passed = 0
         self.windows: dict[str, Window] = {}
         self.refusals: list[tuple[str, float | None]] = []
+        self.spendings: dict[str, int] = {}
 
     def wait(self, scope: str = "burst") -> None:
         """Count a request."""
@@ -69,6 +70,10 @@ class Recorder:
     def refused(self, scope: str, retry_after: float | None) -> None:
         """Remember a refusal."""
         self.refusals.append((scope, retry_after))
+
+    def spent(self, scope: str, units: int) -> None:
+        """Count what no header shows."""
+        self.spendings[scope] = self.spendings.get(scope, 0) + units
 
 
 class Subject:

@@ -75,7 +75,7 @@ IMPURE = frozenset(
 VENDORS = {
     "simple_salesforce": ("apply.salesforce",),
     "hubspot": ("apply.hubspot",),
-    "asyncio_throttle": ("apply.limiter",),
+    "asyncio_throttle": ("apply.valve",),
     "typer": ("cli", "sandbox.__main__"),
 }
 """Packages that only these modules name (a module's name may go on: ``apply.hubspot_links``)."""

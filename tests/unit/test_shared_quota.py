@@ -61,7 +61,7 @@ class Portal:
         return policy, hubspot_windows(admission.headers)
 
     def day(self, now: float) -> int:
-        """Number the account's days."""
+        """Return the number of the account's day."""
         return int((now + self.offset) // DAY)
 
 
@@ -81,7 +81,7 @@ class Org:
         return None, salesforce_windows({"Sforce-Limit-Info": usage})
 
     def day(self, now: float) -> int:
-        """Number the days since the start: any 24 hours would do."""
+        """Return the number of the day since the start: any 24 hours would do."""
         return int(now // DAY)
 
 
@@ -239,7 +239,8 @@ def test_the_first_day_of_an_account_is_used_too(seed: int) -> None:
     dice = random.Random(seed)
     books = live(Portal(DAILY, 0), controller_for(Portal(DAILY, 0)), steady(dice, 0.3 * DAILY), 1.0, dice)
     assert books.ours[0] >= 0.95 * SHARE * DAILY
-    assert not books.refused.get("daily") and not books.others_refused_daily
+    assert not books.refused.get("daily")
+    assert not books.others_refused_daily
 
 
 @pytest.mark.parametrize("kind", ["hubspot", "salesforce"])
@@ -254,7 +255,7 @@ def test_there_is_no_silence_after_a_busy_start(kind: str) -> None:
 
 @pytest.mark.parametrize("others_a_second", [1, 3, 5])
 def test_the_ten_second_window_is_shared(others_a_second: float) -> None:
-    """An hour in which the window, and not the day, is contested: most of what is left is used, hardly one is refused."""
+    """An hour in which the window, and not the day, is contested: most of what is left is used, hardly any refused."""
     dice = random.Random(others_a_second)
     account = Portal(10**8, 0)
     books = live(account, controller_for(account), steady(dice, others_a_second * DAY), 1 / 24, dice)
