@@ -120,7 +120,7 @@ class TransientError(DestinationError):
 class RateLimitedError(DestinationError):
     """The CRM refused the request for its rate or quota; nothing was done.
 
-    ``retry_after`` is in seconds where known; ``scope`` names the quota (``burst``, ``daily``, ``concurrent``).
+    ``retry_after`` is in seconds if known; ``scope`` names the quota: ``burst``, ``daily``, ``concurrent``, ``bulk``.
     """
 
     code = "crm-rate-limited"

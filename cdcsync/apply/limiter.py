@@ -9,8 +9,7 @@ Two ways lead through it:
 
 Waiting is by class, ``high``, ``normal``, ``low``, and first come, first served within a class (``turns``). The breaker
 stands before ``acquire`` only: a request of work that was let in is never held by it. What became of work is told by
-``worked`` (also if the CRM refused its content) and ``failed`` (for no reason of the content; of work that was under
-way together, once). Refusals for a rate are counted by themselves, those for a day's quota not at all.
+``worked`` and ``failed``.
 
 ``rate.RateController`` decides, ``valve.Valve`` acts. Both are only touched on the event loop: reports from threads are
 posted to it in order, so a refusal that a thread reports is in force when that thread comes back for the next request.
@@ -24,17 +23,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from typing import Final
 
 from cdcsync.apply.breaker import Breaker, BreakerWord
 from cdcsync.apply.budget import DAY
 from cdcsync.apply.pace_record import PaceRecord
 from cdcsync.apply.permit import Permit
-from cdcsync.apply.rate import RateController
+from cdcsync.apply.rate import DAILY_SCOPES, RateController
 from cdcsync.apply.turns import Priority
 from cdcsync.apply.valve import PAUSE_POLL, SLOWEST_POLL, Valve
-from cdcsync.errors import TransientError
+from cdcsync.errors import BatchRejectedError, DestinationError, RateLimitedError, TransientError
 from cdcsync.model import Window
 from cdcsync.status import Quota
+
+TOGETHER: Final = 1.0
+"""Seconds after a failure in which others are those of requests that were under way with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,7 @@ class Limiter:
         self._inside: set[asyncio.Task[Permit]] = set()
         self._closed = False
         self._requests = 0
+        self._failed_at = float("-inf")
         self._record = PaceRecord(self._main, self._apart, self._breaker, loop.time, clock)
 
     @property
@@ -116,12 +120,25 @@ class Limiter:
             self._inside.discard(inside)
 
     def worked(self) -> None:
-        """Take note that work went through, or was refused for its content: the CRM works."""
+        """Take note that work went through: the CRM works."""
         self._breaker.ok()
 
-    def failed(self) -> None:
-        """Take note that work failed as a whole, for no reason of its content: after some in a row nothing is sent."""
-        self._breaker.refused(self._clock())
+    def failed(self, error: DestinationError) -> None:
+        """Take note that work failed as a whole: after some failures in a row nothing is sent.
+
+        A content that is refused is no failure of the CRM's; a day's quota that is used up has its own pause. Work that
+        was under way together counts once.
+        """
+        if isinstance(error, BatchRejectedError):
+            self.worked()
+            return
+        now = self._clock()
+        if (
+            isinstance(error, RateLimitedError) and error.scope in DAILY_SCOPES
+        ) or 0 <= now - self._failed_at < TOGETHER:
+            return
+        self._failed_at = now
+        self._breaker.refused(now)
 
     def overloaded(self) -> None:
         """Take note that a request ran into a time-out: fewer should be under way at once."""
@@ -271,8 +288,7 @@ class Limiter:
 
     def _refuse(self, scope: str, retry_after: float | None) -> None:
         valve = self._valve(scope)
-        if valve.controller.refused(scope, retry_after, self._loop.time()):
-            self._breaker.refused(self._clock())
+        valve.controller.refused(scope, retry_after, self._loop.time())
         valve.tune()
 
     def _valve(self, scope: str) -> Valve:

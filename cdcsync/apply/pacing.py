@@ -74,16 +74,21 @@ class DayPace:
         self.budget.give_back()
         self.account.sent(-1)
 
-    def pause(self, now: float, *, urgent: bool = False) -> Pause | None:
-        """Why and until when nothing may be sent today; None when something may."""
+    def asked(self, now: float) -> Pause | None:
+        """Until when the CRM's answers say that nothing should be sent today; None if something may."""
         if self._refused is not None and self._refused.until <= now:
             self._refused = None
+        return self._refused
+
+    def pause(self, now: float, *, urgent: bool = False) -> Pause | None:
+        """Why and until when nothing may be sent today; None when something may."""
+        asked = self.asked(now)
         exhausted = self.budget.exhausted_until(now, self._usable(urgent=urgent))
         if exhausted is None:
-            return self._refused
+            return asked
         used, calls = self.budget.used(now), self.budget.calls
         reason = f"our budget of {calls} calls a day is used up ({used} made)"
-        return max(Pause(exhausted, reason), self._refused or Pause(exhausted, reason))
+        return max(Pause(exhausted, reason), asked or Pause(exhausted, reason))
 
     def turn(self, now: float) -> float:
         """When a call that is not urgent may go, as far as the pace is concerned; a time that is past: now."""

@@ -58,7 +58,7 @@ class Permit:
 
     def spend(self, valve: Valve, now: float) -> bool:
         """Use it for a request that is about to wait; not while the CRM has asked to wait since it was given."""
-        if not self._unspent or valve is not self._valve or valve.controller.pause(now) is not None:
+        if not self._unspent or valve is not self._valve or valve.controller.asked_to_wait(now):
             return False
         self._unspent = False
         return True

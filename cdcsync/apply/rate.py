@@ -96,9 +96,11 @@ class RateController:
 
     def pause(self, now: float, *, urgent: bool = False) -> Pause | None:
         """Why and until when nothing may be sent; None when something may."""
-        self._pauses = {cause: pause for cause, pause in self._pauses.items() if pause.until > now}
-        today = self.day.pause(now, urgent=urgent)
-        return max([*self._pauses.values(), *([today] if today else [])], default=None)
+        return _longest(self._asked(now), self.day.pause(now, urgent=urgent))
+
+    def asked_to_wait(self, now: float) -> bool:
+        """Whether the CRM's answers, and not our own budget, say that nothing should be sent now."""
+        return _longest(self._asked(now), self.day.asked(now)) is not None
 
     def ready(self, now: float, *, urgent: bool = False) -> float:
         """When a request may go, pauses and the day's pace considered but not the rate; a time that is past: now."""
@@ -148,20 +150,18 @@ class RateController:
             self._parallel += 1
             self._crowded_at = now
 
-    def refused(self, scope: str, retry_after: float | None, now: float) -> bool:
+    def refused(self, scope: str, retry_after: float | None, now: float) -> None:
         """Take a refusal. ``scope`` is one of ``DAILY_SCOPES``, ``concurrent``, or anything else for a rate.
 
-        Times are in seconds. Tells whether it is a new refusal for a rate: not for a day, nor one of several together.
+        Times are in seconds.
         """
         if scope in DAILY_SCOPES:
             self.day.refused(retry_after, now)
-            return False
-        new = scope not in self._pauses or self._pauses[scope].until <= now
-        if new:
+            return
+        if scope not in self._pauses or self._pauses[scope].until <= now:
             self._back_off(scope, now)
         wait = self._patience() if retry_after is None else max(0.0, retry_after)
         self._hold(scope, Pause(now + wait, f"the CRM refused a request ({scope}) and asks to wait"))
-        return new
 
     def crowded(self, now: float) -> None:
         """Take a time-out: as many requests at once are too many. Those that ran out together count once."""
@@ -206,9 +206,17 @@ class RateController:
         self._rate = self._bounded(self._rate if self._disturbed or told is None else self.ceiling)
         self._reached = min(max(self._reached, self._rate), self.ceiling)
 
+    def _asked(self, now: float) -> Pause | None:
+        self._pauses = {cause: pause for cause, pause in self._pauses.items() if pause.until > now}
+        return max(self._pauses.values(), default=None)
+
     def _hold(self, cause: str, pause: Pause) -> None:
         held = self._pauses.get(cause)
         self._pauses[cause] = max(held, pause) if held else pause
 
     def _bounded(self, rate: float) -> float:
         return min(self.ceiling, max(self.floor, rate))
+
+
+def _longest(one: Pause | None, other: Pause | None) -> Pause | None:
+    return max((pause for pause in (one, other) if pause is not None), default=None)

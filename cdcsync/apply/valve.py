@@ -20,6 +20,8 @@ BURST_SECONDS: Final = 0.25
 """Requests of this time may go at once; the rest of a second is spread."""
 SLOWEST_POLL: Final = 0.05
 FASTEST_POLL: Final = 0.005
+POLL_PART: Final = 0.1
+"""Of the time between two requests: what is lost by looking too late."""
 PAUSE_POLL: Final = 1.0
 """A pause may end early (another answer shows that the account has calls left again), so look once a second."""
 
@@ -47,7 +49,7 @@ class Valve:
         rate, throttler = self.controller.rate, self._throttler
         throttler.rate_limit = max(1, int(rate * BURST_SECONDS))
         throttler.period = throttler.rate_limit / rate
-        throttler.retry_interval = min(SLOWEST_POLL, max(FASTEST_POLL, 0.25 / rate))
+        throttler.retry_interval = min(SLOWEST_POLL, max(FASTEST_POLL, POLL_PART / rate))
         self._news.set()
 
     async def acquire(self, priority: Priority) -> None:

@@ -631,17 +631,31 @@ def test_a_job_that_failed_says_why(org: Org) -> None:
 
 
 def test_a_job_that_failed_for_a_quota_may_be_repeated(org: Org) -> None:
-    """The batch allowance of the day is no fault of the rows, and no new job is made beyond it."""
+    """The batch allowance of the day is no fault of the rows, and no new job is made beyond it.
+
+    It is a quota of its own: requests go on.
+    """
     batch = Batch(CONTACT, Op.UPSERT, contacts("1"))
     job = org.salesforce.bulk_create(CONTACT, Op.UPSERT)
     org.salesforce.bulk_upload(job, batch)
     org.settings(daily_batches=0)
     org.salesforce.bulk_close(job)
     assert org.ended(job).state == "aborted"
+    assert org.gate.refusals == [("bulk", None)]
     assert isinstance(org.salesforce.bulk_results(job, batch)[0], Retry)
     with pytest.raises(RateLimitedError) as refused:
         org.salesforce.bulk_create(CONTACT, Op.UPSERT)
-    assert refused.value.scope == "daily"
+    assert refused.value.scope == "bulk"
+    assert org.gate.refusals[1:] == [("bulk", None)]
+
+
+def test_bulk_batches_are_counted(org: Org) -> None:
+    """Each started 10,000 rows of a job are one of the org's batches; what CSV cannot say is in none."""
+    org.load(Batch(CONTACT, Op.UPSERT, contacts("1", "2")))
+    assert org.gate.spendings == {"bulk": 1}
+    many = Batch(CONTACT, Op.UPSERT, contacts(*map(str, range(10_001))))
+    org.salesforce.bulk_upload(org.salesforce.bulk_create(CONTACT, Op.UPSERT), many)
+    assert org.gate.spendings == {"bulk": 3}
 
 
 @pytest.mark.parametrize("path", ["successfulResults", "failedResults"])

@@ -52,7 +52,10 @@ HEALTHY = Snapshot(
             pending=4,
             rejected=2,
             counters=Counters(changes_in=1234, applied=1000, suppressed=28, coalesced=200, requests=31),
-            quotas=(Quota(name="daily", seconds=86400, limit=1000, remaining=969, budget=600),),
+            quotas=(Quota(name="daily", seconds=86400, limit=1000, remaining=969, budget=600, ours=30),),
+            quota_lasts_until=NOW + dt.timedelta(hours=5),
+            breaker="open",
+            breaker_until=NOW + dt.timedelta(minutes=2),
             jobs=(Job(id="7501", object="Contact", op="upsert", state="uploaded", records=900),),
         ),
     ),
@@ -148,6 +151,8 @@ async def test_the_page_says_everything_in_one_place(client: aiohttp.ClientSessi
         "64.0 MB of 1.0 GB",
         "7501",
         "slot created",
+        "our share 600, of it used 30, lasts until 17:30 UTC",
+        "salesforce: breaker open until 12:32 UTC",
     ):
         assert word in page.text
 

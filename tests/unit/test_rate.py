@@ -62,7 +62,7 @@ def drive(controller: RateController, server: Server, start: float, seconds: flo
     return now
 
 
-Signal = Callable[[RateController, float], object]
+Signal = Callable[[RateController, float], None]
 
 
 def _refusal(scope: str, after: float | None) -> Signal:

@@ -58,6 +58,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
             jobs=[(3, job)],
             counters=[("crm", "applied", 5)],
             copies=[copying],
+            paces=[("crm", '{"format":1}')],
         )
     )
     state.close()
@@ -70,6 +71,7 @@ def test_a_tick_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert again.jobs() == [job]
     assert again.counters("crm") == {"applied": 5}
     assert again.copies() == [copying]
+    assert (again.pace("crm"), again.pace("other")) == ('{"format":1}', None)
     again.write(
         Tick(
             71,

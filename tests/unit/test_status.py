@@ -44,7 +44,7 @@ SALESFORCE = LaneStatus(
         changes_in=100, applied=60, suppressed=3, coalesced=30, created=20, deleted=4, requests=9, retries=1
     ),
     rate=4.5,
-    quotas=(Quota(name="daily", seconds=86400, limit=1000, remaining=900, budget=600),),
+    quotas=(Quota(name="daily", seconds=86400, limit=1000, remaining=900, budget=600, ours=40),),
     jobs=(Job(id="750", object="Contact", op="upsert", state="closed", records=2000, processed=500),),
 )
 HUBSPOT = LaneStatus(name="hubspot", kind="hubspot", state="running", applied_lsn=Lsn(0x1_0000_0000))
@@ -235,9 +235,25 @@ def test_text_shows_every_lane_and_mapping() -> None:
     assert lines[0] == "In step, 1.2 s behind."
     assert "Postgres connected, slot cdcsync, durable 1/F0, 272 B behind the server, 16.0 MB of WAL retained" in text
     assert any(line.startswith("salesforce  running") and line.endswith("1/A0") for line in lines)
-    assert "  salesforce quota: daily 100 of 1,000 (our share 600)" in lines
+    assert "  salesforce quota: daily 100 of 1,000 (our share 600, 40 used)" in lines
     assert "  salesforce job 750: upsert Contact, closed, 500 of 2,000 rows" in lines
     assert any(line.startswith("customers  public.customers  salesforce.Contact") for line in lines)
+
+
+def test_a_day_that_runs_out_and_an_open_breaker_are_shown() -> None:
+    """When the day's calls will be used up, and when the next request is tried; JSON and metrics have both."""
+    until = dt.datetime(2026, 11, 2, 17, 40, tzinfo=dt.UTC)
+    lane = dataclasses.replace(SALESFORCE, quota_lasts_until=until, breaker="open", breaker_until=until)
+    snapshot = make(lanes=(lane,))
+    lines = to_text(snapshot).splitlines()
+    assert "  salesforce quota: daily 100 of 1,000 (our share 600, 40 used); lasts until 17:40 UTC" in lines
+    assert "  salesforce breaker open until 17:40 UTC: too many failures in a row" in lines
+    assert from_json(json.loads(dumps(snapshot))) == snapshot
+    metrics = to_prometheus(snapshot).decode()
+    assert 'cdcsync_breaker_open{crm="salesforce"} 1.0' in metrics
+    assert 'cdcsync_quota_used_requests{crm="salesforce",quota="daily"} 40.0' in metrics
+    probing = dataclasses.replace(lane, breaker="probing", breaker_until=None)
+    assert "  salesforce breaker open: one request is tried" in to_text(make(lanes=(probing,))).splitlines()
 
 
 def test_text_shouts_when_the_books_do_not_balance() -> None:
