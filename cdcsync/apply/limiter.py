@@ -3,9 +3,10 @@
 Two ways lead through it:
 
 * ``permit = await limiter.acquire(priority)`` on the loop, before rows are taken: they fold on while the lane waits,
-  and go at once when its turn has come. ``with permit:`` ends it. Work that a thread does in ``permit.run(work, …)``
-  has its first request paid for; if it sends none, the permit is returned.
-* ``limiter.wait()`` in a thread, for every further request: adapters call it as ``apply.base.Gate``.
+  and go at once when its turn has come. ``with permit:`` the first request of its scope is paid for, also in a thread
+  that works in a copy of the context; if there is none, the permit is returned.
+* ``limiter.wait()`` in a thread, for every request: adapters call it as ``apply.base.Gate``. ``await limiter.admit()``
+  is the same on the loop.
 
 Waiting is by class, ``high``, ``normal``, ``low``, and first come, first served within a class (``turns``). The breaker
 stands before ``acquire`` only: a request of work that was let in is never held by it. What became of work is told by
@@ -119,6 +120,11 @@ class Limiter:
         finally:
             self._inside.discard(inside)
 
+    async def admit(self, scope: str = "burst") -> None:
+        """Wait until one request may be sent, as ``wait`` does in a thread. Raises TransientError when closed."""
+        self._refuse_if_closed()
+        await self._admit(self._valve(scope), Permit.present())
+
     def worked(self) -> None:
         """Take note that work went through: the CRM works."""
         self._breaker.ok()
@@ -133,9 +139,8 @@ class Limiter:
             self.worked()
             return
         now = self._clock()
-        if (
-            isinstance(error, RateLimitedError) and error.scope in DAILY_SCOPES
-        ) or 0 <= now - self._failed_at < TOGETHER:
+        daily = isinstance(error, RateLimitedError) and error.scope in DAILY_SCOPES
+        if daily or 0 <= now - self._failed_at < TOGETHER:
             return
         self._failed_at = now
         self._breaker.refused(now)
@@ -259,8 +264,7 @@ class Limiter:
         while self._obstacle():  # noqa: ASYNC110 — that time has passed is no event
             await asyncio.sleep(SLOWEST_POLL)
 
-    async def _pass_again(self, valve: Valve, permit: Permit | None) -> None:
-        """Let a thread's request in; the first one of a permit has had its turn."""
+    async def _admit(self, valve: Valve, permit: Permit | None) -> None:
         if permit is not None and permit.spend(valve, self._loop.time()):
             await self._unhindered()
             return
@@ -269,7 +273,7 @@ class Limiter:
     def _queue(self, valve: Valve, permit: Permit | None) -> Future[None]:
         with self._lock:
             self._refuse_if_closed()
-            turn = asyncio.run_coroutine_threadsafe(self._pass_again(valve, permit), self._loop)
+            turn = asyncio.run_coroutine_threadsafe(self._admit(valve, permit), self._loop)
             self._waiting.add(turn)
         return turn
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextvars import ContextVar
-from typing import ParamSpec, Protocol, Self, TypeVar
+from contextvars import ContextVar, Token
+from typing import Protocol, Self
 
 from cdcsync.apply.turns import Priority
 from cdcsync.apply.valve import Valve
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Giver(Protocol):
@@ -24,7 +20,11 @@ class Giver(Protocol):
 
 
 class Permit:
-    """The right to send one request. Use it as a context, which returns what was not used."""
+    """The right to send one request. Use it as a context, on the loop: at its end, what was not used is returned.
+
+    Within it, requests wait in the permit's class, and the first one is paid for; also those of threads that work in a
+    copy of the context (as ``asyncio.to_thread`` does).
+    """
 
     def __init__(self, giver: Giver, valve: Valve, priority: Priority, *, probe: bool) -> None:
         self.priority = priority
@@ -32,11 +32,15 @@ class Permit:
         self._valve = valve
         self._probe = probe
         self._unspent = True
+        self._token: Token[Permit | None] | None = None
 
     def __enter__(self) -> Self:
+        self._token = _PERMIT.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._token is not None:
+            _PERMIT.reset(self._token)
         if self._unspent:
             self._unspent = False
             self._giver.give_back(self._valve)
@@ -45,16 +49,8 @@ class Permit:
 
     @staticmethod
     def present() -> Permit | None:
-        """Give the permit under which this thread works now."""
+        """Give the permit within which we work now."""
         return _PERMIT.get()
-
-    def run(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """Do blocking work in this thread, whose requests wait in this permit's class; the first one is paid for."""
-        token = _PERMIT.set(self)
-        try:
-            return work(*arguments, **named)
-        finally:
-            _PERMIT.reset(token)
 
     def spend(self, valve: Valve, now: float) -> bool:
         """Use it for a request that is about to wait; not while the CRM has asked to wait since it was given."""
@@ -65,4 +61,3 @@ class Permit:
 
 
 _PERMIT: ContextVar[Permit | None] = ContextVar("permit", default=None)
-"""The permit under which the present thread works."""

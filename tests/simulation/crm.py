@@ -358,7 +358,7 @@ class Adapter:
     # --- the network
 
     async def _request(self, work: Any) -> Any:
-        await self._gate._acquire(self._gate._main)
+        await self._gate.admit()
         await self._travel()
         if not self._account.count(self._now):
             self._gate.refused("burst", None)

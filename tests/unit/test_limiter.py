@@ -6,14 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
 from cdcsync.apply.limiter import GateStatus, Limiter
-from cdcsync.apply.permit import Permit
 from cdcsync.apply.rate import RateController
-from cdcsync.apply.turns import Priority
 from cdcsync.errors import TransientError
 from cdcsync.model import Window
 
@@ -192,39 +190,39 @@ def test_nobody_is_let_in_while_sending_is_not_allowed(running: LoopThread) -> N
     assert running.call(lambda: limiter.status().requests) == 1
 
 
-def permit_of(running: LoopThread, limiter: Limiter, priority: Priority = "normal") -> Permit:
-    """Take a permit, from outside of the loop."""
-    return asyncio.run_coroutine_threadsafe(limiter.acquire(priority), running.loop).result(10)
+def within(running: LoopThread, limiter: Limiter, *work: Callable[[], object]) -> Future[None]:
+    """Take a permit on the loop, and do work within it, one piece after the other, in threads."""
+
+    async def run() -> None:
+        with await limiter.acquire():
+            for piece in work:
+                await asyncio.to_thread(piece)
+
+    return asyncio.run_coroutine_threadsafe(run(), running.loop)
 
 
 def test_a_permit_pays_for_the_first_request_of_its_work(running: LoopThread) -> None:
     """The adapter's first request goes at once, on a gate that is open every quarter of an hour; the next waits."""
     limiter = Limiter(running.loop, RateController(floor=0.001, ceiling=0.001), "hubspot")
-    permit = permit_of(running, limiter)
-
-    def work() -> None:
-        limiter.wait()
-        limiter.wait()
-
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(permit.run, work)
-        until(lambda: running.call(lambda: limiter.status().waiting) == 1)
-        assert running.call(lambda: limiter.status().requests) == 1
-        limiter.close()
-        with pytest.raises(TransientError):
-            sending.result(10)
-    running.call(lambda: permit.__exit__(None, None, None))
+    sending = within(running, limiter, limiter.wait, limiter.wait)
+    until(lambda: running.call(lambda: limiter.status().waiting) == 1)
+    assert running.call(lambda: limiter.status().requests) == 1
+    limiter.close()
+    with pytest.raises(TransientError):
+        sending.result(10)
     assert running.call(lambda: limiter.status().requests) == 1
 
 
 def test_work_without_a_request_leaves_the_permit_unused(running: LoopThread) -> None:
-    """Rows that need no request after all cost none; threads of other work have no part in a permit."""
+    """Rows that need no request after all cost none, and threads of other work have no part in a permit."""
     controller = RateController(ceiling=100)
     limiter = Limiter(running.loop, controller, "hubspot")
-    permit = permit_of(running, limiter)
-    assert permit.run(lambda: 7) == 7
+    begun, go = threading.Event(), threading.Event()
+    working = within(running, limiter, begun.set, go.wait)
+    assert begun.wait(10)
     limiter.wait()
-    running.call(lambda: permit.__exit__(None, None, None))
+    go.set()
+    working.result(10)
     assert running.call(lambda: limiter.status().requests) == 1
     assert controller.budget.used(running.loop.time()) == 1
 
@@ -232,10 +230,8 @@ def test_work_without_a_request_leaves_the_permit_unused(running: LoopThread) ->
 def test_a_permit_does_not_overrule_a_later_refusal(running: LoopThread) -> None:
     """Another request was refused since it was given: its request waits like any other."""
     limiter = Limiter(running.loop, RateController(ceiling=1000), "hubspot")
-    permit = permit_of(running, limiter)
-    limiter.refused("burst", 0.3)
     before = time.monotonic()
-    permit.run(limiter.wait)
+    within(running, limiter, lambda: limiter.refused("burst", 0.3), limiter.wait).result(10)
     assert time.monotonic() - before >= 0.3
 
 
@@ -245,14 +241,11 @@ def test_a_permit_waits_for_what_hinders_sending(running: LoopThread) -> None:
     limiter = Limiter(
         running.loop, RateController(ceiling=50), "crm", obstacle=lambda: "not now" if hindered.is_set() else ""
     )
-    permit = permit_of(running, limiter)
-    hindered.set()
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(permit.run, limiter.wait)
-        until(lambda: running.call(lambda: limiter.status().waiting) == 1)
-        assert not sending.done()
-        hindered.clear()
-        sending.result(10)
+    sending = within(running, limiter, hindered.set, limiter.wait)
+    until(lambda: running.call(lambda: limiter.status().waiting) == 1)
+    assert not sending.done()
+    hindered.clear()
+    sending.result(10)
 
 
 def test_time_outs_lower_parallelism_once_for_all_that_were_together(running: LoopThread) -> None:
