@@ -53,9 +53,9 @@ class PendingRow:
     record has in the CRM if nothing of what waits was sent, as the ledger knows it; None if the row was inserted since.
     ``tried``: other keys under which an earlier state may have been sent without our knowing. ``uncertain``: whether
     any was (a lost answer, a crash); nothing may be concluded from the ledger then. ``whole``: the CRM's record may
-    have held another row before, so no column may be left out of the write. ``copied``: only copies have brought it. ``refused``: this very change was refused,
-    by the CRM or the mapping, and taken up again; the row's next change starts afresh. Times are Unix times of the
-    commits.
+    have held another row before, so no column may be left out of the write. ``copied``: only copies have brought it.
+    ``refused``: this very change was refused, by the CRM or the mapping, and taken up again; the row's next change
+    starts afresh. Times are Unix times of the commits.
     """
 
     key: str

@@ -1,7 +1,7 @@
 """Deletes in reverse: a parent's delete or key change waits until older changes of its children are through.
 
-What its children's rows had to do when it came is through when none of them is ready or in flight since then; those that
-are held may themselves wait for this very row. Nobody waits for what comes later.
+What its children's rows had to do when it came is through when none of them is ready or in flight since then; those
+that are held may themselves wait for this very row. Nobody waits for what comes later.
 """
 
 from __future__ import annotations

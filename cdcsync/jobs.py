@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cdcsync.apply.base import BulkDestination
+from cdcsync.backoff import Backoff
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Job, Tick
 from cdcsync.errors import BatchRejectedError, DestinationError, FatalError, TransientError
 from cdcsync.mappers.compile import Mapped
-from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome, Rejected
+from cdcsync.model import Batch, JobState, JobStatus, Op, Outcome
 from cdcsync.plan import Draft, Facts, asks_for, map_rows, redraft
 from cdcsync.route import Route
 
@@ -33,6 +34,8 @@ T = TypeVar("T")
 FIRST_POLL = 0.5
 LONGEST_POLL = 20.0
 POLL_GROWTH = 1.5
+AT_LEAST = 0.1
+"""Seconds between two attempts of a step."""
 SETTLED_AT_ONCE = 1_000
 """Rows; some 20 ms during which nothing else happens."""
 
@@ -113,7 +116,7 @@ class JobRunner:
         task.add_done_callback(self._running.discard)
 
     async def _resume(self, route: Route, job: Job, rows: list[PendingRow], mapped: dict[str, Mapped]) -> None:
-        facts = Facts(await self._lane.known(route, asks_for(rows)), ids=await self._lane.parents.take_up(route, mapped))
+        facts = Facts(await self._lane.known(route, asks_for(rows)), ids=await self._lane.parents.ids(mapped))
         await self._run(route, job, redraft(rows, job.op, mapped, facts, route.shape), resumed=True)
 
     async def _run(self, route: Route, job: Job, drafts: list[Draft], *, resumed: bool = False) -> None:
@@ -132,10 +135,13 @@ class JobRunner:
                         "job settled", map=route.name, op=job.op.value, job=job.crm_job, rows=job.records
                     )
         except BatchRejectedError as error:
+            # Sent in requests, each record has an answer of its own.
+            self._lane.log.warning("bulk upload refused", map=route.name, job=job.crm_job, error=error.message)
+            route.bulk_refused = True
             await self._give_up(job)
-            await self._settle(route, drafts, [Rejected(error.reason, error.message, error.field)] * len(drafts))
+            uncertain = False
         except DestinationError as error:
-            self._lane.failed(error)
+            self._lane.failed(error, route.backoff)
             await self._give_up(job)
             uncertain = self._jobs[job.id].state is JobState.CLOSED
         self._end(route, job, uncertain=uncertain)
@@ -152,7 +158,7 @@ class JobRunner:
         job = self._jobs[job.id]
         if job.crm_job is not None and job.state is not JobState.CLOSED:
             with contextlib.suppress(DestinationError):
-                await self._lane.call(self._crm.bulk_abort, job.crm_job)
+                await self._try(self._crm.bulk_abort, job.crm_job)
 
     async def _submit(self, job: Job, batch: Batch, *, resumed: bool) -> Job:
         crm = self._crm
@@ -178,11 +184,11 @@ class JobRunner:
         since = self._lost.get((job.mapping, job.op), job.planned if resumed else None)
         try:
             if since is not None:
-                found = await self._lane.call(crm.bulk_find, batch.target, job.op, since)
+                found = await self._try(crm.bulk_find, batch.target, job.op, since)
                 if found is not None and not self._is_ours_already(found):
                     self._lost.pop((job.mapping, job.op), None)
                     return found
-            created = await self._lane.call(crm.bulk_create, batch.target, job.op)
+            created = await self._try(crm.bulk_create, batch.target, job.op)
         except TransientError:
             self._lost[job.mapping, job.op] = since or job.planned
             raise
@@ -227,20 +233,22 @@ class JobRunner:
 
     async def _step(self, work: Callable[..., T], *arguments: object) -> T:
         """Take a step until it succeeds; every step may be repeated."""
+        backoff = Backoff()
         while True:
             try:
-                result = await self._lane.call(work, *arguments)
+                return await self._try(work, *arguments)
             except (BatchRejectedError, FatalError):
                 raise
             except DestinationError as error:
-                await self._pause(error)
-            else:
-                self._lane.recovered()
-                return result
+                self._lane.failed(error, backoff)
+                await asyncio.sleep(max(AT_LEAST, backoff.until - self._lane.clock.monotonic()))
 
-    async def _pause(self, error: DestinationError) -> None:
-        self._lane.failed(error)
-        await asyncio.sleep(max(0.1, self._lane.blocked_for))
+    async def _try(self, work: Callable[..., T], *arguments: object) -> T:
+        """Take a step when a request may be sent."""
+        with await self._lane.limiter.acquire():
+            result = await self._lane.call(work, *arguments)
+            self._lane.limiter.worked()
+        return result
 
     async def _save(self, job: Job) -> Job:
         self._jobs[job.id] = job

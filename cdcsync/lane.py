@@ -14,21 +14,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from cdcsync.apply.base import Destination
 from cdcsync.apply.limiter import Limiter
+from cdcsync.apply.permit import Permit
+from cdcsync.apply.sizing import BatchSizes
+from cdcsync.apply.turns import WEIGHTS, Priority
 from cdcsync.backlog import IN_BATCH
+from cdcsync.backoff import QUICK, Backoff
 from cdcsync.books import Books
 from cdcsync.clock import Clock
 from cdcsync.coalesce import Event, PendingRow
+from cdcsync.deferral import Deferral
 from cdcsync.entries import Known, Tick
 from cdcsync.errors import (
     DestinationError,
@@ -51,22 +58,23 @@ from cdcsync.model import (
     Retry,
 )
 from cdcsync.parents import Parents
-from cdcsync.plan import Draft, Facts, asks_for, decide, map_rows, slot
+from cdcsync.plan import Draft, Facts, Plan, asks_for, decide, map_rows, slot
 from cdcsync.rejects import Rejects
 from cdcsync.route import Route
+from cdcsync.shares import Shares
 from cdcsync.spill import Spill
 from cdcsync.state import State
 from cdcsync.status import LaneState
 from cdcsync.wal.row_filter import RowFilter
 
 T = TypeVar("T")
+Candidate: TypeAlias = tuple[str, bool]
+"""A mapping's rows that wait for their turn: its name, and whether it is those that only a copy has brought."""
 
-FIRST_BACKOFF = 0.5
-LONGEST_BACKOFF = 60.0
 FATAL_BACKOFF = 60.0
 """A person has to act on a fatal answer; look once a minute whether it has happened."""
-ROW_RETRY = 1.0
-"""Seconds after which a row that met a lock is sent again."""
+LONGEST_ROW_BACKOFF = 1_800.0
+"""Seconds after which, at the latest, a row is sent again that the CRM never takes nor refuses."""
 
 MANY_ROWS = 1_000
 THREAD_PREFIX = "crm-"
@@ -118,8 +126,6 @@ class Lane:
         self.routes = list(routes)
         self.books = Books(name)
         self.last_error: str | None = None
-        self.retry_at: float | None = None
-        """Unix time of the next attempt while backing off."""
         self.stopping = False
         self.unmapped = 0
         """Rows in the state file of mappings that are not configured now."""
@@ -130,13 +136,13 @@ class Lane:
         self._patient = patient
         self.log = log.bind(crm=name)
         self._wake = asyncio.Event()
-        self._active = 0
         self._asking: set[str] = set()
         """Mappings for which the CRM is being asked whose records are whose."""
-        self._turn = 0
-        self._failures = 0
-        self._blocked_until = 0.0
+        self._shares = Shares()
+        self._opening = Backoff()
         self._opened = False
+        self._attempts: dict[tuple[str, str], Backoff] = {}
+        """Of rows that have to be sent again, each by itself: by mapping and key."""
         self._horizon = START
         self._replay = START
         self._threads = ThreadPoolExecutor(
@@ -146,6 +152,8 @@ class Lane:
         self.spill = Spill(self)
         self.rejects = Rejects(self)
         self.parents = Parents(self)
+        self.deferral = Deferral(self)
+        self.sizes = BatchSizes(destination.limits.batch)
 
     # --- what comes in
 
@@ -155,6 +163,8 @@ class Lane:
         self.books.counters.update(state.counters(self.name))
         self._horizon = self._replay = state.horizon(self.name)
         self.unmapped = state.unmapped(self.name, self.by_name)
+        if (pace := state.pace(self.name)) is not None:
+            self.limiter.restore(pace)
         for route in self.routes:
             route.seen = state.seen(route.name)
             route.drift_mark = state.drift_mark(route.name)
@@ -200,11 +210,13 @@ class Lane:
             counters[f"applied:{route.name}"] = route.applied
         self.books.collect(tick)
         self.jobs.collect(tick)
+        if (pace := self.limiter.keep()) is not None:
+            tick.paces.append((self.name, pace))
 
     @property
     def dirty(self) -> bool:
         """Whether a tick has anything to write for this lane."""
-        return self.books.dirty or self.jobs.dirty or self.unwritten > 0
+        return self.books.dirty or self.jobs.dirty or self.unwritten > 0 or self.limiter.unkept
 
     @property
     def unwritten(self) -> int:
@@ -239,7 +251,7 @@ class Lane:
         """What the lane does, in the status's words."""
         if self.stopping:
             return "stopped"
-        if self.clock.monotonic() < self._blocked_until:
+        if self.blocked_for:
             return "backing off"
         if self.routes and all(route.paused for route in self.routes):
             return "paused"
@@ -270,8 +282,11 @@ class Lane:
             self.jobs.resume(tasks)
             while not self.stopping:
                 self._wake.clear()
-                delay = self._dispatch(tasks)
-                await self._sleep(delay)
+                waiting, delay = self._look(tasks)
+                if waiting is None:
+                    await self._sleep(delay)
+                else:
+                    await self._serve(tasks, waiting)
             self.jobs.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -284,14 +299,15 @@ class Lane:
     async def _open(self) -> None:
         while not self.stopping and not self._opened:
             try:
-                await self.call(self.destination.open)
-                self._opened = True
-                self.recovered()
+                with await self.limiter.acquire("high"):
+                    await self.call(self.destination.open)
+                    self._opened = True
+                    self.recovered(self._opening)
             except DestinationError as error:
-                self.failed(error)
-                while self.blocked_for and not self.stopping:
+                self.failed(error, self._opening)
+                while not self.stopping and (wait := self._opening.until - self.clock.monotonic()) > 0:
                     self._wake.clear()
-                    await self._sleep(self.blocked_for)
+                    await self._sleep(wait)
 
     async def _sleep(self, delay: float | None) -> None:
         try:
@@ -300,57 +316,89 @@ class Lane:
         except TimeoutError:
             return
 
-    def _dispatch(self, tasks: asyncio.TaskGroup) -> float | None:
-        """Start what may start now; returns the seconds until the next look, None if only an event can change that."""
-        now = self.clock.monotonic()
-        if now < self._blocked_until:
-            return self._blocked_until - now
+    def _look(self, tasks: asyncio.TaskGroup) -> tuple[Candidate | None, float | None]:
+        """See who may go next; if nobody, in how many seconds to look again, None if only an event can change that."""
         if not self.caught_up:
-            return None
-        most = min(self.destination.limits.max_parallel, self.limiter.parallel)
-        delays: list[float] = []
+            return None, None
         while True:
-            for step in range(len(self.routes)):
-                route = self.routes[(self._turn + step) % len(self.routes)]
-                while self._active < most:
-                    rows = self._next_rows(route, now, delays)
-                    if not rows:
-                        break
-                    self._active += 1
-                    tasks.create_task(self._carry(route, rows))
+            first, delay = self._next()
+            for route in self.routes:
                 self._clear_up(tasks, route)
-                self.spill.refill(route)  # last: rows that were held just now leave nothing ready
-            # Rows that were held just now may have been all that deletes waited for.
-            if not self._release_deferred(now):
-                break
-        if self._active >= most:
-            self._turn = (self._turn + 1) % len(self.routes)
-            return None
-        return min(delays, default=None)
+                self.spill.refill(route)
+            # Rows that were held just now may have been all that others waited for.
+            if first is not None or not self.deferral.release():
+                return first, delay
+
+    def _next(self) -> tuple[Candidate | None, float | None]:
+        """Return whose turn it is, and the seconds after which somebody else may have something to send."""
+        now = self.clock.monotonic()
+        delays: list[float] = []
+        waiting: dict[Candidate, float] = {}
+        for route in self.routes:
+            if route.paused or not self._has_slot(route):
+                continue
+            for copied in (False, True):
+                since = route.backlog.ready.since(copied=copied)
+                wait = None if since is None else self._wait(route, since, now)
+                if wait is not None and wait <= 0:
+                    waiting[route.name, copied] = WEIGHTS[_class(route, copied=copied)]
+                elif wait is not None:
+                    delays.append(wait)
+        return self._shares.first(waiting), min(delays, default=None)
+
+    def _has_slot(self, route: Route) -> bool:
+        """Whether a mapping may have one more batch under way; the last slot is for one that has none."""
+        most = min(self.destination.limits.max_parallel, self.limiter.parallel)
+        free = most - sum(other.active for other in self.routes)
+        return free > 1 or (free == 1 and (not route.active or most == 1 or len(self.routes) == 1))
+
+    def _wait(self, route: Route, since: float, now: float) -> float | None:
+        """Return how long a mapping's rows are to wait still; None: for an event."""
+        if route.backoff.until > now:
+            return route.backoff.until - now
+        ready, limits = route.backlog.ready, self.destination.limits
+        bulk = self._by_bulk(route, len(ready))
+        if bulk and (route.jobs or len(route.backlog.in_flight) >= (limits.bulk_from or 0)):
+            return None  # a job is under way, or what may become one
+        # A job is dear: it waits for all the rows that come in time.
+        full = len(ready) >= (self._job_size() if bulk else limits.batch[Op.UPSERT])
+        return 0.0 if full else since + self._max_wait - now
+
+    def _by_bulk(self, route: Route, rows: int) -> bool:
+        least = self.destination.limits.bulk_from
+        return least is not None and rows >= least and not route.bulk_refused and self.limiter.has_room("bulk")
+
+    async def _serve(self, tasks: asyncio.TaskGroup, waiting: Candidate) -> None:
+        """Wait until a request may be sent, and only then take rows: meanwhile their changes fold on."""
+        name, copied = waiting
+        try:
+            permit = await self.limiter.acquire(_class(self.by_name[name], copied=copied))
+        except TransientError:  # the lane is stopping
+            return
+        first, _ = self._next()
+        rows = [] if first is None or self.stopping else self._take(first)
+        if first is None or not rows:
+            with permit:  # which returns it
+                return
+        route = self.by_name[first[0]]
+        route.active += 1
+        tasks.create_task(self._carry(route, rows, permit))
+
+    def _take(self, candidate: Candidate) -> list[PendingRow]:
+        name, copied = candidate
+        route, limits = self.by_name[name], self.destination.limits
+        size = self._job_size() if self._by_bulk(route, len(route.backlog.ready)) else limits.batch[Op.UPSERT]
+        self._shares.took(candidate, WEIGHTS[_class(route, copied=copied)])
+        defer = partial(self.deferral.defer, route)
+        rows: list[PendingRow] = []
+        while not rows and route.backlog.ready:
+            rows = route.backlog.take(size, self.clock.monotonic(), defer=defer, room=limits.bulk_bytes, copied=copied)
+        return rows
 
     @property
     def caught_up(self) -> bool:
         """Whether the stream is past everything that may have been sent before the last start."""
         return self.around.position >= self._replay
-
-    def _next_rows(self, route: Route, now: float, delays: list[float]) -> list[PendingRow]:
-        ready = route.backlog.ready
-        if not ready or route.paused:
-            return []
-        limits = self.destination.limits
-        bulk = limits.bulk_from is not None and len(ready) >= limits.bulk_from
-        if bulk and (route.jobs or len(route.backlog.in_flight) >= (limits.bulk_from or 0)):
-            return []  # a job is under way, or what may become one
-        # A job is dear: it waits for all the rows that come in time.
-        size = self._job_size() if bulk else limits.batch[Op.UPSERT]
-        wait = next(iter(ready.values())) + self._max_wait - now
-        if wait > 0 and len(ready) < size:
-            delays.append(wait)
-            return []
-        rows: list[PendingRow] = []
-        while not rows and ready:
-            rows = route.backlog.take(size, partial(self._defer, route), limits.bulk_bytes)
-        return rows
 
     def _job_size(self) -> int:
         """Return the rows that a bulk job may have: mappings that have one, or could, share what memory there is."""
@@ -359,50 +407,24 @@ class Lane:
         sharing = sum(1 for route in self.routes if route.jobs or len(route.backlog.ready) >= least)
         return max(least, limits.bulk_records // max(1, sharing))
 
-    # --- deletes after their children
-
-    def _defer(self, route: Route, row: PendingRow) -> str | None:
-        """Hold the delete or key change of a parent back while older changes of its children are under way."""
-        if not self._must_wait(route, row):
-            return None
-        route.deferred.add(row.key)
-        return "children are to be settled first"
-
-    def _must_wait(self, route: Route, row: PendingRow) -> bool:
-        """Whether a record may neither go nor get another key yet, for the sake of those that refer to it."""
-        if not row.deleted and not row.origins:
-            return False
-        return self.parents.are_referred(route, row.keys) or (row.deleted and self._children_before(route, row.last))
-
-    def _release_deferred(self, now: float) -> bool:
-        """Look at rows again that waited for children; returns whether there were any."""
-        released = False
-        for route in self.routes:
-            for key in list(route.deferred):
-                row = route.backlog.fold.waiting.get(key)
-                if row is None or not self._must_wait(route, row):
-                    route.deferred.discard(key)
-                    route.backlog.wake(key, now)
-                    released = True
-        return released
-
-    @staticmethod
-    def _children_before(route: Route, position: Position) -> bool:
-        return any(child.backlog.moves_before(position) for child in route.children)
-
     # --- one batch
 
-    async def _carry(self, route: Route, rows: list[PendingRow]) -> None:
+    async def _carry(self, route: Route, rows: list[PendingRow], permit: Permit) -> None:
         """Plan and send rows that were taken; each is settled, parked, or waiting again when this returns."""
+        try:
+            with permit:
+                await self._carry_out(route, rows)
+        finally:
+            route.active -= 1
+            self.nudge()
+
+    async def _carry_out(self, route: Route, rows: list[PendingRow]) -> None:
         try:
             for op, drafts in await self._plan(route, rows):
                 await self._send(route, op, drafts)
         except DestinationError as error:
-            self.failed(error)
+            self.failed(error, route.backoff)
             self.give_back(route, rows, uncertain=False)
-        finally:
-            self._active -= 1
-            self.nudge()
 
     async def _plan(self, route: Route, rows: list[PendingRow]) -> list[tuple[Op, list[Draft]]]:
         if route.row_filter is not None:
@@ -413,24 +435,37 @@ class Lane:
         ready = [row for row in rows if row.deleted or row.key in mapped]
         if route.config.on_delete == "ignore":
             ready = self._drop_deletes(route, ready)
-        ready, links = await self.parents.sort_out(route, ready, mapped)
-        facts = Facts(
-            known=await self.known(route, asks_for(ready)), links=links, sent_links=self._sent_links(route, ready)
-        )
-        plan = await self.aside(rows, decide, ready, mapped, facts, route.fields)
-        if plan.ask:
-            found = await self.find(route, dict.fromkeys(asks_for(plan.ask)))
-            asked = Facts(facts.known, found, asked=True, links=links, sent_links=facts.sent_links)
-            second = decide(plan.ask, mapped, asked, route.fields)
-            plan.drafts += second.drafts
-            plan.nothing += second.nothing
-            plan.rejected += second.rejected
+        standing = await self.parents.sort_out(route, ready, mapped)
+        known = await self.known(route, asks_for(standing.going))
+        facts = Facts(known, ids=standing.ids, later=standing.later, sent_links=self._sent_links(route, standing.going))
+        plan = await self.aside(rows, decide, standing.going, mapped, facts, route.shape)
+        while plan.ask or plan.look:
+            facts = await self._find_out(route, plan, facts)
+            further = decide([*plan.ask, *(row for row, _ in plan.look)], mapped, facts, route.shape)
+            plan = further.after(plan)
         for row, rejected in plan.rejected:
             self.rejects.park(route, row, rejected)
         for row in plan.nothing:
             self._suppress(route, row)
         groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
         return [(op, drafts) for op, drafts in groups if drafts]
+
+    async def _find_out(self, route: Route, plan: Plan, facts: Facts) -> Facts:
+        """Ask the CRM what a plan has to know."""
+        if plan.ask:
+            found = await self.find(route, dict.fromkeys(asks_for(plan.ask)))
+            asked = {*facts.asked, *(row.key for row in plan.ask)}
+            facts = replace(facts, found={**facts.found, **found}, asked=asked)
+        if plan.look:
+            ids = {row.key: crm_id for row, crm_id in plan.look}
+            names = sorted(route.shape.only_if_empty)
+            held = await self.call(self.destination.read, route.target, list(dict.fromkeys(ids.values())), names)
+            filled = {
+                key: [name for name, value in held.get(crm_id, {}).items() if value is not None]
+                for key, crm_id in ids.items()
+            }
+            facts = replace(facts, filled={**facts.filled, **filled})
+        return facts
 
     async def _leave_out(self, route: Route, row_filter: RowFilter, rows: list[PendingRow]) -> list[PendingRow]:
         """Let rows that do not meet the mapping's ``where`` be deletes, as a publication's row filter would.
@@ -464,12 +499,13 @@ class Lane:
         return staying
 
     async def _send(self, route: Route, op: Op, drafts: list[Draft]) -> None:
-        limits = self.destination.limits
-        if limits.bulk_from is not None and op is not Op.UPDATE and len(drafts) >= limits.bulk_from:
+        if self._by_bulk(route, len(drafts)):
             await self.jobs.start(route, op, drafts)
             return
-        for start in range(0, len(drafts), limits.batch[op]):
-            await self._send_chunk(route, op, drafts[start : start + limits.batch[op]])
+        while drafts:
+            size = self.sizes.size(route.target.object, op)
+            await self._send_chunk(route, op, drafts[:size])
+            drafts = drafts[size:]
 
     async def _send_chunk(self, route: Route, op: Op, chunk: list[Draft]) -> None:
         """Send what fits into one request, and act on the answer."""
@@ -477,14 +513,32 @@ class Lane:
         batch = Batch(route.target, op, tuple(draft.record for draft in chunk))
         try:
             outcomes = await self.call(self.destination.send, batch)
-        except DestinationError:
+        except DestinationError as error:
             # Whatever the error says of its own request: others of the same batch may have been answered before.
             for draft in chunk:
                 draft.row.doubt()
+            if isinstance(error, TransientError):
+                self._lighten(route, op, chunk, error)
             raise
-        self.recovered()
+        self.recovered(route.backoff)
+        self._size_up(route, op, outcomes)
         self.settle(route, chunk, outcomes)
         self.log.info("sent", map=route.name, op=op.value, records=len(chunk), **_tally(outcomes))
+
+    def _lighten(self, route: Route, op: Op, chunk: list[Draft], error: TransientError) -> None:
+        """Make the next batches smaller where that may help; a row that fails all alone waits by itself."""
+        if error.shrink:
+            self.limiter.overloaded()
+        if len(chunk) == 1:
+            self._again(route, chunk[0].row, error.code)
+        elif error.shrink or route.backoff.failures >= len(QUICK):
+            self.sizes.shrink(route.target.object, op, len(chunk))
+
+    def _size_up(self, route: Route, op: Op, outcomes: Sequence[Outcome]) -> None:
+        if any(isinstance(outcome, Retry) and outcome.shrink for outcome in outcomes):
+            self.sizes.shrink(route.target.object, op, len(outcomes))
+        else:
+            self.sizes.grow(route.target.object, op, len(outcomes))
 
     async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
         """Write down what is about to be sent, as far as it has not been."""
@@ -506,7 +560,8 @@ class Lane:
 
     def _clear_up(self, tasks: asyncio.TaskGroup, route: Route) -> None:
         """Take up the rejected states of rows, and ask the CRM where it is not clear which row's record it holds."""
-        if route.backlog.hindered and not route.paused and route.name not in self._asking:
+        ready = not route.paused and route.backoff.until <= self.clock.monotonic()
+        if ready and route.backlog.hindered and route.name not in self._asking:
             self._asking.add(route.name)
             tasks.create_task(self._resolve(route))
 
@@ -522,13 +577,14 @@ class Lane:
                 self.nudge()
             if not keys:
                 return
-            found = await self.find(route, sorted(keys))
+            with await self.limiter.acquire(_class(route)):
+                found = await self.find(route, sorted(keys))
             known = await self.known(route, keys)
             for key, there in backlog.resolve(found, known, self.clock.monotonic()).items():
                 self.books.ledger[route.name, key] = None if there is None else _relocated(*there, self.clock.time())
                 self.parents.wake_waiters(route, [key])
         except DestinationError as error:
-            self.failed(error)
+            self.failed(error, route.backoff)
         finally:
             backlog.forget_doubts()
             self._asking.discard(route.name)
@@ -538,7 +594,7 @@ class Lane:
         """Ask the CRM which of these keys it holds; returns the records' ids by key."""
         await self._announce(route, ())
         found = await self.call(self.destination.find, route.target, list(keys))
-        self.recovered()
+        self.recovered(route.backoff)
         return found
 
     async def known(self, route: Route, keys: Iterable[str]) -> dict[str, Known]:
@@ -583,7 +639,7 @@ class Lane:
                     draft.row.doubt()
                 self.rejects.park(route, draft.row, outcome)
             elif isinstance(outcome, Retry):
-                self._again(route, draft.row, outcome)
+                self._again(route, draft.row, outcome.code)
             else:
                 self._missing(route, draft.row, outcome)
 
@@ -601,10 +657,20 @@ class Lane:
             books.counters["created"] += outcome.created
         for key in row.keys:
             books.links_settled(route.name, key)
+        if draft.unfinished:
+            self._go_on(route, row)
+            return
         books.counters["applied"] += 1
         route.applied += 1
         self.rejects.accepted(route, row)
         self._settled(route, row)
+
+    def _go_on(self, route: Route, row: PendingRow) -> None:
+        """Let a row that was written in part go once more: for what it refers to, which waited for this one."""
+        now = self.clock.monotonic()
+        route.backlog.refit(row, _written, now)
+        route.backlog.give_back(row, now)
+        self.parents.settled(route, row)
 
     def _suppress(self, route: Route, row: PendingRow) -> None:
         if row.deleted and row.uncertain:
@@ -617,14 +683,19 @@ class Lane:
         self._settled(route, row)
 
     def _settled(self, route: Route, row: PendingRow) -> None:
+        self._attempts.pop((route.name, row.key), None)
         route.backlog.settle(row, self.clock.monotonic())
         self.parents.settled(route, row)
 
-    def _again(self, route: Route, row: PendingRow, reason: Retry) -> None:
+    def _again(self, route: Route, row: PendingRow, code: str) -> None:
+        """Let a row alone be sent again after a while, the longer the more often it was tried in vain."""
         self.books.counters["retries"] += 1
         row.doubt()  # a CRM may have written a record about which its answer says nothing
-        key = route.backlog.give_back(row, self.clock.monotonic(), hold=f"{reason.code}: will be sent again")
-        delay = ROW_RETRY * random.uniform(0.5, 1.5)  # noqa: S311 — spreads retries
+        now = self.clock.monotonic()
+        attempts = self._attempts.pop((route.name, row.key), None) or Backoff()
+        key = route.backlog.give_back(row, now, hold=f"{code}: will be sent again")
+        self._attempts[route.name, key] = attempts
+        delay = attempts.failed(now, random.random(), LONGEST_ROW_BACKOFF)  # noqa: S311 — spreads retries
         asyncio.get_running_loop().call_later(delay, self._retry_row, route, key)
 
     def _retry_row(self, route: Route, key: str) -> None:
@@ -672,34 +743,60 @@ class Lane:
 
     async def call(self, work: Callable[..., T], *arguments: object) -> T:
         """Run a blocking method of the destination in this lane's threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
+        context = contextvars.copy_context()  # it has the permit
+        return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, work, *arguments)
 
-    def failed(self, error: DestinationError) -> None:
-        """Note that a request failed as a whole, and back off; raise a fatal error where nobody will mend it."""
+    def failed(self, error: DestinationError, backoff: Backoff) -> None:
+        """Note that work failed as a whole, and leave its kind alone for a while; raise what nobody will mend."""
+        if self.stopping:
+            return
         if isinstance(error, FatalError) and not self._patient:
             raise error
         self.last_error = error.message
+        self.limiter.failed(error)
+        if isinstance(error, RateLimitedError):
+            return  # the limiter knows
         now = self.clock.monotonic()
-        if isinstance(error, RateLimitedError) or now < self._blocked_until:
-            return
-        longest = FATAL_BACKOFF if isinstance(error, FatalError) else LONGEST_BACKOFF
-        delay = longest if isinstance(error, FatalError) else min(longest, FIRST_BACKOFF * 2**self._failures)
-        delay *= random.uniform(0.5, 1.0)  # noqa: S311 — spreads retries
-        self._failures = min(self._failures + 1, 16)
-        self._blocked_until = now + delay
-        self.retry_at = self.clock.time() + delay
+        delay = backoff.failed(now, random.random())  # noqa: S311 — spreads retries
+        if isinstance(error, FatalError):
+            backoff.until = now + FATAL_BACKOFF
+            delay = FATAL_BACKOFF
         self.log.warning("backing off", error=error.message, hint=error.hint, seconds=round(delay, 1))
 
     @property
     def blocked_for(self) -> float:
-        """Seconds until the next attempt while backing off, else 0."""
-        return max(0.0, self._blocked_until - self.clock.monotonic())
+        """Seconds until something may be sent again, while nothing may because of failures; else 0."""
+        now = self.clock.monotonic()
+        if not self._opened:
+            return max(self.limiter.open_in, self._opening.until - now, 0.0)
+        waits = [route.backoff.until - now for route in self.routes if len(route.backlog) and not route.paused]
+        return max(self.limiter.open_in, min(waits, default=0.0), 0.0)
 
-    def recovered(self) -> None:
-        """Note that a request went through."""
-        self._failures = 0
-        self.retry_at = None
+    @property
+    def retry_at(self) -> float | None:
+        """Unix time of the next attempt while backing off."""
+        blocked = self.blocked_for
+        return self.clock.time() + blocked if blocked else None
+
+    def recovered(self, backoff: Backoff) -> None:
+        """Note that work went through."""
+        backoff.ok()
+        self.limiter.worked()
         self.last_error = None
+
+
+def _class(route: Route, *, copied: bool = False) -> Priority:
+    """Return the class of a mapping's rows; those of a copy are one class lower."""
+    priority: Priority = route.config.priority
+    if not copied:
+        return priority
+    return "normal" if priority == "high" else "low"
+
+
+def _written(row: PendingRow) -> PendingRow:
+    row.lies_at(row.key)
+    row.uncertain = row.whole = False
+    return row
 
 
 def _without_record(row: PendingRow) -> PendingRow:

@@ -88,7 +88,7 @@ class Parents:
                 self._refer(route, row.key, references)
         return standing
 
-    async def take_up(self, route: Route, mapped: Mapping[str, Mapped]) -> dict[tuple[str, str], str]:
+    async def ids(self, mapped: Mapping[str, Mapped]) -> dict[tuple[str, str], str]:
         """Return the ids, as in ``plan.Facts``, for rows in flight that were taken before the last start."""
         wanted = {key: list(self._of(entry)) for key, entry in mapped.items()}
         known = await self._known(reference for references in wanted.values() for reference in references)

@@ -59,6 +59,16 @@ class Plan:
     ask: list[PendingRow] = field(default_factory=list)
     look: list[tuple[PendingRow, str]] = field(default_factory=list)
 
+    def after(self, earlier: Plan) -> Plan:
+        """Return this plan, for the rows that an earlier one had a question about, with what that one decided."""
+        return Plan(
+            earlier.drafts + self.drafts,
+            earlier.nothing + self.nothing,
+            earlier.rejected + self.rejected,
+            self.ask,
+            self.look,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:

@@ -1,4 +1,4 @@
-"""The keys of rows that may be looked at, oldest first: those of changes, and those that a copy alone has brought. Pure.
+"""Keys of rows that may be looked at, oldest first: those of changes, and those that only a copy has brought. Pure.
 
 A change of the database is news; a copied row is as it has been for long. So changes need not stand behind a copy.
 """
@@ -36,7 +36,7 @@ class Ready:
         return next(iter(self._of(copied=copied).values()), None)
 
     def oldest(self) -> float | None:
-        """Return the time since when the first of all has been here, roughly: a key may have come from the other kind."""
+        """Return the time since when the first of all has been here; roughly, since keys may change their kind."""
         return min((at for at in (self.since(copied=False), self.since(copied=True)) if at is not None), default=None)
 
     def keys(self, *, copied: bool = False) -> Iterator[str]:

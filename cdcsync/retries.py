@@ -60,11 +60,12 @@ class Retries:
         for request in requests:
             await self._serve(request)
         lane, now, left = self._lane, self._lane.clock.time(), AT_ONCE
-        if lane.stopping or lane.blocked_for or not lane.caught_up:
+        if lane.stopping or lane.limiter.open_in or not lane.caught_up:
             return
         for group in sorted((group for group, at in self._due.items() if is_due(at, now)), key=self._due.__getitem__):
             route = lane.by_name[group[0]]
-            if left > 0 and not route.paused and route.backlog.moving < ROOM:
+            fails = route.backoff.until > lane.clock.monotonic()
+            if left > 0 and not route.paused and not fails and route.backlog.moving < ROOM:
                 left -= await self._take_up(route, group, now, left)
         if left < AT_ONCE:
             lane.nudge()

@@ -43,6 +43,8 @@ class Route:
     drift_mark: DriftMark | None = None
     """Set while the mapping is paused because its table changed: whether the table's rows are kept meanwhile."""
     backoff: Backoff = field(default_factory=Backoff)
+    bulk_refused: bool = False
+    """Whether the CRM refused an upload: until the next start, rows go by requests."""
     active: int = 0
     """Batches that are being planned or sent."""
     reasons: Counter[tuple[str, str | None]] = field(default_factory=Counter)

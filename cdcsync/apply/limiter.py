@@ -103,6 +103,12 @@ class Limiter:
         """How many requests the lane should have under way at once."""
         return self._main.controller.parallel
 
+    @property
+    def open_in(self) -> float:
+        """Seconds until the breaker lets a request pass again; 0 if it does."""
+        until = self._breaker.until(self._clock())
+        return 0.0 if until is None else max(0.0, until - self._clock())
+
     # --- on the loop
 
     async def acquire(self, priority: Priority = "normal", scope: str = "burst") -> Permit:

@@ -212,6 +212,8 @@ class MapConfig(Table):
     """What a deleted row does to its record; "archive" is HubSpot's word for delete."""
     on_truncate: Annotated[Literal["pause", "ignore"], BeforeValidator(_on_truncate)] = "pause"
     """What TRUNCATE does: pause the mapping, or nothing."""
+    priority: Literal["high", "normal", "low"] = "normal"
+    """Whose changes go first where not all can go: each class has twice the share of the next one."""
     nulls: Literal["clear", "keep"] = "clear"
     """What a NULL does: clear the field, or leave the CRM's value."""
     backfill: bool = True

@@ -249,7 +249,7 @@ def _abandon(loop: VirtualLoop) -> None:
     """Leave everything as a kill does: nobody hears of it."""
     for task in asyncio.all_tasks(loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        with contextlib.suppress(RuntimeError, BaseExceptionGroup):
+        with contextlib.suppress(RuntimeError, ValueError, BaseExceptionGroup):
             task.get_coro().close()
     asyncio.set_event_loop(None)
 
@@ -272,7 +272,7 @@ class Life:
         assert isinstance(loop, VirtualLoop)
         pipeline = Pipeline(self._state, plot.max_memory, 1 << 33, LOG, VirtualClock(loop))
         self._pipeline = pipeline
-        limiter = Limiter(loop, RateController(now=loop.now), "crm", obstacle=pipeline.obstacle)
+        limiter = Limiter(loop, RateController(now=loop.now), "crm", obstacle=pipeline.obstacle, clock=pipeline.clock.time)
         rng = random.Random(f"{plot.seed} network {world.lives}")
         weather = plot.weather.calm if self._last else plot.weather
         self.adapter = Adapter(world.crm, world.account, limiter, plot.limits, weather, rng)
@@ -388,7 +388,7 @@ class Life:
             lines += [
                 f"{route.name}: waiting {list(backlog.fold.waiting)} held {backlog.held} in flight "
                 f"{list(backlog.in_flight)} cold {len(backlog.cold)} parked {backlog.parked} {route.reasons} "
-                f"referred {dict(backlog.referred)} deferred {route.deferred}",
+                f"referred {dict(backlog.referred)}",
                 f"  table {self._world.database.tables[route.name]}",
             ]
         lines += [f"  {crm_id} {held}" for crm_id, held in self._world.crm.records.items()]

@@ -15,13 +15,14 @@ from cdcsync.entries import Known
 from cdcsync.keyset import KeySet
 from cdcsync.mappers.compile import Mapped
 from cdcsync.model import ABSENT, INCOMPLETE_ROW, Change, ChangeKind, Column, Op, Position, Relation, Text, Value
-from cdcsync.plan import Draft, Facts, asks_for, decide
+from cdcsync.plan import Draft, Facts, Shape, asks_for, decide
 from cdcsync.wal.decode import join_tuple, split_tuple
 
 RELATION = Relation(
     1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False), Column("big", 25, -1, False))
 )
 FIELDS = ("a", "big")
+SHAPE = Shape(FIELDS)
 
 
 def mapped(row: PendingRow) -> Mapped:
@@ -140,12 +141,11 @@ class World:
         self.announced = self.ordinal
         known = {key: self.ledger[key] for key in asks_for(rows) if key in self.ledger}
         images = {row.key: mapped(row) for row in rows if not row.deleted}
-        plan = decide(rows, images, Facts(known), FIELDS)
+        plan = decide(rows, images, Facts(known), SHAPE)
         if plan.ask:
-            again = decide(plan.ask, images, Facts(known, self.crm.find(asks_for(plan.ask)), asked=True), FIELDS)
-            plan.drafts += again.drafts
-            plan.nothing += again.nothing
-            plan.rejected += again.rejected
+            asked = {row.key for row in plan.ask}
+            facts = Facts(known, self.crm.find(asks_for(plan.ask)), asked=asked)
+            plan = decide(plan.ask, images, facts, SHAPE).after(plan)
         refused = [row for row, _ in plan.rejected if not row.whole]
         assert self.filtering or not refused, "only a swap of toasted rows may be refused"
         for row, _ in plan.rejected:
@@ -359,7 +359,7 @@ def test_a_row_that_was_never_sent_takes_no_record_along() -> None:
     rows.change("1", "2")
     taken = rows.backlog.take(9)
     ledger = {"1": Known("A", FIELDS, b"", {}, Position(1, 0), 0.0)}
-    plan = decide(taken, {row.key: mapped(row) for row in taken}, Facts(ledger), FIELDS)
+    plan = decide(taken, {row.key: mapped(row) for row in taken}, Facts(ledger), SHAPE)
     assert {draft.row.key: draft.record.crm_id for draft in plan.drafts} == {"1": "A", "3": None}
     assert not plan.rejected
 
@@ -457,7 +457,7 @@ def test_a_row_that_comes_back_in_part_keeps_nothing() -> None:
     (back,) = rows.backlog.take(9)
     assert back.whole
     known = {"1": Known("A", FIELDS, b"", {}, Position(1, 0), 0.0)}
-    ((_, reason),) = decide([back], {"1": mapped(back)}, Facts(known), FIELDS).rejected
+    ((_, reason),) = decide([back], {"1": mapped(back)}, Facts(known), SHAPE).rejected
     assert reason.code == INCOMPLETE_ROW
 
 

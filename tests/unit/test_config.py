@@ -323,7 +323,6 @@ def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, table: str,
 @pytest.mark.parametrize(
     ("line", "path"),
     [
-        ('priority = "high"', "priority"),
         ('write = "upsert"', "write"),
         ('max_deletes = "10% per hour"', "max_deletes"),
         ('fields = { A = { python = "a:b" } }', "fields.A.python"),

@@ -11,7 +11,7 @@ from cdcsync.entries import Known
 from cdcsync.mappers.compile import Mapped, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import START, Column, Link, Op, Relation
-from cdcsync.plan import Facts, decide
+from cdcsync.plan import Facts, Shape, decide
 
 RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
 ROW = PendingRow("k", RELATION, b"", deleted=False, base="k", first=START, last=START, since=0.0, latest=0.0)
@@ -22,45 +22,45 @@ SAME = Known("7", ("A",), field_hash("x"), {}, START, 0.0)
 def test_a_write_that_changes_nothing_is_suppressed() -> None:
     """Equal hashes are the ledger's word, and it counts only for a row that is certain."""
     facts = Facts({"k": SAME})
-    assert decide([ROW], {"k": MAPPED}, facts, ("A",)).nothing == [ROW]
+    assert decide([ROW], {"k": MAPPED}, facts, Shape(("A",))).nothing == [ROW]
     doubtful = replace(ROW, uncertain=True)
-    (draft,) = decide([doubtful], {"k": MAPPED}, facts, ("A",)).drafts
+    (draft,) = decide([doubtful], {"k": MAPPED}, facts, Shape(("A",))).drafts
     assert draft.op is Op.UPSERT
 
 
 def test_a_key_change_of_an_unknown_record_asks_the_crm() -> None:
     """A copied row whose settling was lost is held by the CRM under its old key: no second record is made for it."""
     moved = replace(ROW, base="old")
-    assert decide([moved], {"k": MAPPED}, Facts({}), ("A",)).ask == [moved]
-    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "9"}, asked=True), ("A",)).drafts
+    assert decide([moved], {"k": MAPPED}, Facts({}), Shape(("A",))).ask == [moved]
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "9"}, asked={"k"}), Shape(("A",))).drafts
     assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "9")
-    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {}, asked=True), ("A",)).drafts
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {}, asked={"k"}), Shape(("A",))).drafts
     assert draft.op is Op.UPSERT
 
 
 def test_a_fresh_row_that_changed_its_key_is_not_asked_for() -> None:
     """Inserted and renamed before anything was sent: the CRM cannot have it."""
-    (draft,) = decide([replace(ROW, base=None)], {"k": MAPPED}, Facts({}), ("A",)).drafts
+    (draft,) = decide([replace(ROW, base=None)], {"k": MAPPED}, Facts({}), Shape(("A",))).drafts
     assert draft.op is Op.UPSERT
 
 
 def test_the_record_that_the_ledger_knows_counts_when_the_crm_is_asked() -> None:
     """It is found by its id, under whichever key; the one under another key is another record, and stays."""
     row = replace(ROW, base="first", tried=("second",), uncertain=True)
-    facts = Facts({"first": SAME}, {"first": "7", "k": "2"}, asked=True)
-    (draft,) = decide([row], {"k": MAPPED}, facts, ("A",)).drafts
+    facts = Facts({"first": SAME}, {"first": "7", "k": "2"}, asked={"k"})
+    (draft,) = decide([row], {"k": MAPPED}, facts, Shape(("A",))).drafts
     assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "7")
-    facts = Facts({}, {"first": "1", "second": "2"}, asked=True)
-    (draft,) = decide([row], {"k": MAPPED}, facts, ("A",)).drafts
+    facts = Facts({}, {"first": "1", "second": "2"}, asked={"k"})
+    (draft,) = decide([row], {"k": MAPPED}, facts, Shape(("A",))).drafts
     assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "2"), "the last key that was tried"
 
 
 def test_a_delete_is_of_the_row_s_own_record() -> None:
     """A record under the key that the row had last, which the row never had in the CRM, is not touched."""
     row = replace(ROW, key="k", deleted=True, base="old", uncertain=True)
-    plan = decide([row], {}, Facts({}, {"k": "9"}, asked=True), ("A",))
+    plan = decide([row], {}, Facts({}, {"k": "9"}, asked={"k"}), Shape(("A",)))
     assert plan.nothing == [row]
-    (draft,) = decide([row], {}, Facts({}, {"k": "9", "old": "7"}, asked=True), ("A",)).drafts
+    (draft,) = decide([row], {}, Facts({}, {"k": "9", "old": "7"}, asked={"k"}), Shape(("A",))).drafts
     assert draft.record.crm_id == "7"
 
 
@@ -68,23 +68,23 @@ def test_a_delete_is_of_the_row_s_own_record() -> None:
 def test_a_delete_of_an_unknown_record(*, base: str | None, tried: tuple[str, ...], asks: bool) -> None:
     """Nothing is sent for a row that came and went unseen; any other unknown one is looked up first."""
     row = replace(ROW, deleted=True, base=base, tried=tried, uncertain=bool(tried))
-    plan = decide([row], {}, Facts({}), ("A",))
+    plan = decide([row], {}, Facts({}), Shape(("A",)))
     assert (plan.ask, plan.nothing) == (([row], []) if asks else ([], [row]))
-    assert decide([row], {}, Facts({}, {}, asked=True), ("A",)).nothing == [row]
+    assert decide([row], {}, Facts({}, {}, asked={"k"}), Shape(("A",))).nothing == [row]
 
 
 def test_no_record_is_made_from_part_of_a_row() -> None:
     """Unchanged large values are not in the stream: such a row is rejected with the way out, not written with holes."""
     part = MAPPED._replace(fields={}, absent=("A",))
-    ((_, rejected),) = decide([ROW], {"k": part}, Facts({}), ("A",)).rejected
+    ((_, rejected),) = decide([ROW], {"k": part}, Facts({}), Shape(("A",))).rejected
     assert (rejected.code, rejected.field) == ("incomplete-row", "A")
     moved = replace(ROW, base="old", uncertain=True)
-    gone = Facts({"old": SAME}, {}, asked=True)
-    ((_, rejected),) = decide([moved], {"k": part}, gone, ("A",)).rejected
+    gone = Facts({"old": SAME}, {}, asked={"k"})
+    ((_, rejected),) = decide([moved], {"k": part}, gone, Shape(("A",))).rejected
     assert rejected.code == "incomplete-row", "the ledger knows a record that is not there any more"
     known = Facts({"k": SAME})
-    assert decide([ROW], {"k": part}, known, ("A",)).nothing == [ROW]
-    ((_, rejected),) = decide([replace(ROW, whole=True)], {"k": part}, known, ("A",)).rejected
+    assert decide([ROW], {"k": part}, known, Shape(("A",))).nothing == [ROW]
+    ((_, rejected),) = decide([replace(ROW, whole=True)], {"k": part}, known, Shape(("A",))).rejected
     assert rejected.code == "incomplete-row"
 
 
@@ -92,7 +92,7 @@ def test_a_link_replaces_every_one_that_may_have_been_made() -> None:
     """After a lost answer two earlier targets may be linked; both are removed, and the link that must be is made."""
     mapped = MAPPED._replace(links=(WantedLink("companies", "c", "acme"),))
     known = replace(SAME, links={"companies:c": "1"})
-    facts = Facts({"k": known}, links={("k", "companies:c"): "3"}, sent_links={("k", "companies:c"): frozenset({"2"})})
-    (draft,) = decide([ROW], {"k": mapped}, facts, ("A",)).drafts
+    facts = Facts({"k": known}, ids={("k", "companies:c"): "3"}, sent_links={("k", "companies:c"): frozenset({"2"})})
+    (draft,) = decide([ROW], {"k": mapped}, facts, Shape(("A",))).drafts
     assert draft.record.links == (Link("companies", "c", "3", ("1", "2")),)
     assert draft.links == {"companies:c": "3"}

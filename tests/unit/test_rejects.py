@@ -167,12 +167,12 @@ def test_a_row_that_was_being_tried_when_the_daemon_died_keeps_its_place(tmp_pat
             await look(at)
             assert times(at) == {"1": 2}
             at.route("companies").paused = None
-            at.lane._active = 1 << 30  # and none of it goes out
+            at.route("companies").active = 1 << 30  # and none of it goes out
             await at.pipeline._look_at_rejects()
             await at.pipeline.tick()
             assert at.state.pending() == {"companies": 1}
             assert not parked(at)
-            at.lane._active = 0
+            at.route("companies").active = 0
             at.route("companies").paused = "by the test"
         async with bench(tmp_path, companies(), crm=crm, clock=clock) as at:
             await at.settled()
@@ -220,10 +220,10 @@ def test_a_paused_mapping_and_a_crm_that_is_down_keep_their_rejects(tmp_path: Pa
             at.route("companies").paused = "by the test"
             await look(at, clock=clock, forward=2 * STEP)
             at.route("companies").paused = None
-            at.lane._blocked_until = at.pipeline.clock.monotonic() + 60
+            at.route("companies").backoff.until = at.pipeline.clock.monotonic() + 60
             await look(at)
             assert refuser.judged == ["1"]
-            at.lane._blocked_until = 0.0
+            at.route("companies").backoff.until = 0.0
             await look(at)
             assert refuser.judged == ["1", "1"]
 

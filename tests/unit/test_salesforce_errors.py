@@ -104,7 +104,7 @@ def test_requests_that_took_too_much_should_shrink(status: int, body: object, sh
             error("REQUEST_LIMIT_EXCEEDED", "ConcurrentRequests (Concurrent API Requests) Limit exceeded."),
             "concurrent",
         ),
-        (400, error("ExceededQuota", "ApiBatchItems Limit exceeded."), "daily"),
+        (400, error("ExceededQuota", "ApiBatchItems Limit exceeded."), "bulk"),
         (429, "<html>slow down</html>", "burst"),
         (503, "<html>later</html>", "burst"),
     ],
