@@ -70,6 +70,8 @@ class Backlog:
         """Keys of rejected rows."""
         self.discarded: set[str] = set()
         """Those of them that a person gave up, and whose places still count."""
+        self.unsure: set[str] = set()
+        """Those of them under whose key the CRM may hold nothing by now, or another row's record."""
         self.anchored: dict[str, str] = {}
         """Key that the CRM knows → key of the rejected row whose record still stands under it."""
         self.unclear: set[str] = set()
@@ -275,13 +277,15 @@ class Backlog:
     def mark_parked(self, row: PendingRow) -> None:
         """Remember that a row is parked."""
         self.parked.add(row.key)
+        if not row.is_sure:
+            self.unsure.add(row.key)
         for origin in row.origins:
             self.anchored[origin] = row.key
 
     def unpark(self, row: PendingRow, now: float) -> None:
         """Forget that a row is parked: it is folded into a later change, sent again, or given up."""
-        self.parked.discard(row.key)
-        self.discarded.discard(row.key)
+        for keys in (self.parked, self.discarded, self.unsure):
+            keys.discard(row.key)
         for origin in row.origins:
             if self.anchored.pop(origin, None) is not None:
                 self._release(origin, now)
@@ -331,9 +335,7 @@ class Backlog:
         flight = self.in_flight.get(self._busy.get(key, ""))
         if flight is not None and (flight.row.deleted or flight.row.key != key):
             return True
-        return (
-            key in self.fold.movers or key in self.cold or any(row.uncertain or row.whole for row in self._rows_of(key))
-        )
+        return key in self.fold.movers or key in self.cold or any(not row.is_sure for row in self._rows_of(key))
 
     def held_before(self, key: str) -> str | None:
         """Return the seat of the held row that has to go before the record under ``key`` can be written."""

@@ -110,6 +110,11 @@ class PendingRow:
         return (self.key, *self.origins)
 
     @property
+    def is_sure(self) -> bool:
+        """Whether the record that the ledger knows under the row's key, if it knows one, is there and is the row's."""
+        return self.key in self.places and not self.uncertain and not self.whole
+
+    @property
     def size(self) -> int:
         """Bytes of memory, at most."""
         return len(self.image) + OVERHEAD

@@ -580,6 +580,7 @@ class Lane:
             with await self.limiter.acquire(_class(route)):
                 found = await self.find(route, sorted(keys))
             known = await self.known(route, keys)
+            await self._spread_links(route, keys)
             for key, there in backlog.resolve(found, known, self.clock.monotonic()).items():
                 self.books.ledger[route.name, key] = None if there is None else _relocated(*there, self.clock.time())
                 self.parents.wake_waiters(route, [key])
@@ -589,6 +590,17 @@ class Lane:
             backlog.forget_doubts()
             self._asking.discard(route.name)
         self.nudge()
+
+    async def _spread_links(self, route: Route, keys: Iterable[str]) -> None:
+        """Let links that may have been made for a record be known under each key that it may turn out to have."""
+        noted = [self.books.sent_links.get((route.name, key), {}) for key in keys]
+        made = {(name, crm_id) for slots in noted for name, ids in slots.items() for crm_id in ids}
+        links = [
+            (route.name, key, *link) for key in keys for link in made if self.books.link_sent(route.name, key, *link)
+        ]
+        if links:
+            horizon = self._horizon
+            await self.around.on_file(lambda state: state.announce(self.name, horizon, links))
 
     async def find(self, route: Route, keys: Iterable[str]) -> dict[str, str]:
         """Ask the CRM which of these keys it holds; returns the records' ids by key."""
@@ -676,11 +688,12 @@ class Lane:
         if row.deleted and row.uncertain:
             for place in row.places:
                 self.books.ledger[route.name, place] = None
-        if row.deleted:
-            for key in row.keys:
-                self.books.links_settled(route.name, key)
         self.books.counters["suppressed"] += 1
         self._settled(route, row)
+        if row.deleted:
+            for key in row.keys:
+                if not route.backlog.knows(key):  # else its record may have come to another row, which undoes them
+                    self.books.links_settled(route.name, key)
 
     def _settled(self, route: Route, row: PendingRow) -> None:
         self._attempts.pop((route.name, row.key), None)

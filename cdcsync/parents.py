@@ -181,6 +181,11 @@ class Parents:
                 return True
             self._hold(route, row, reference)
             return False
+        if not there and route.backlog.fold.newer_than(row) is not None:
+            # It has changed since, and may refer to the record by another key by now.
+            route.backlog.give_back(row, self._lane.clock.monotonic())
+            return False
+        there = there and key not in backlog.unsure
         parked = key in backlog.parked
         if not there and reference.link and not parked:
             there = await self._found(parent, key, known)

@@ -177,7 +177,7 @@ class Crm:
                 if held.links.get(link.type) == was:
                     del held.links[link.type]
             if link.to_id is not None:
-                self._expect(link.to_id in self.records, "a link to a record that is gone")
+                self._expect(link.to_id in self.records, f"a link to {link.to_id}, which is gone")
                 held.links[link.type] = link.to_id
         self.books.counts["idle"] += before == (held.key, held.fields, held.links)
         version = str(held.fields.get("Version"))
