@@ -337,11 +337,11 @@ class Backlog:
             return True
         return key in self.fold.movers or key in self.cold or any(not row.is_sure for row in self._rows_of(key))
 
-    def held_before(self, key: str) -> str | None:
-        """Return the seat of the held row that has to go before the record under ``key`` can be written."""
+    def leaves(self, key: str) -> str | None:
+        """Return the seat of a row that has to leave ``key`` before another one can be written there."""
         leaving = self.fold.movers.get(key)
-        seats = [*leaving] if leaving else []
-        return next((seat for seat in seats if seat in self.held and seat != key), None)
+        seat = next(iter(leaving)) if leaving else self._busy.get(key)
+        return None if seat == key else seat
 
     def will_write(self, key: str) -> bool:
         """Whether a write of the record ``key`` is waiting or in flight."""

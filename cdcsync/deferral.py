@@ -24,18 +24,27 @@ class Deferral:
         self._lane = lane
         self._since: dict[tuple[str, str], float] = {}
         """When a row had to wait first, by mapping and seat."""
+        self._released: set[tuple[str, str]] = set()
+        """Those whose children are through."""
 
     def defer(self, route: Route, row: PendingRow) -> str | None:
         """Say why a row that is about to be taken has to wait, if it has to."""
         place = route.name, row.key
         if not _touches_children(row):
             return None
-        first = place not in self._since
-        since = self._since.setdefault(place, self._lane.clock.monotonic())
-        if _must_wait(route, row, since, first=first):
+        if _is_referred(route, row) or (place not in self._released and self._must_wait(route, row)):
+            self._since.setdefault(place, self._lane.clock.monotonic())
             return REASON
-        del self._since[place]
+        self._since.pop(place, None)
+        self._released.discard(place)
         return None
+
+    def _must_wait(self, route: Route, row: PendingRow) -> bool:
+        """Whether a row that is ready comes upon older ones of its children; of its own mapping it is one itself."""
+        others = any(
+            child is not route or len(child.backlog.ready) > 1 or child.backlog.in_flight for child in route.children
+        )
+        return others and not _is_through(route, row, self._lane.clock.monotonic())
 
     def release(self) -> bool:
         """Look at the rows again whose children are through; returns whether there were any."""
@@ -45,7 +54,13 @@ class Deferral:
             row = route.backlog.fold.waiting.get(key)
             if row is None or not _touches_children(row):
                 del self._since[name, key]
-            elif route.backlog.held.get(key) == REASON and not _must_wait(route, row, since, first=False):
+                self._released.discard((name, key))
+            elif (
+                route.backlog.held.get(key) == REASON
+                and not _is_referred(route, row)
+                and _is_through(route, row, since)
+            ):
+                self._released.add((name, key))
                 route.backlog.wake(key, self._lane.clock.monotonic())
                 released = True
         return released
@@ -55,18 +70,11 @@ def _touches_children(row: PendingRow) -> bool:
     return row.deleted or bool(row.origins)
 
 
-def _must_wait(route: Route, row: PendingRow, since: float, *, first: bool) -> bool:
-    """Whether rows in flight refer to the record, or for a delete: whether children's rows may still come before it.
+def _is_referred(route: Route, row: PendingRow) -> bool:
+    """Whether rows in flight refer to the record."""
+    return any(child.backlog.referred[route.name, key] for child in route.children for key in row.keys)
 
-    Of the row's own mapping, which may refer to itself, the row is one of those that are ready.
-    """
-    keys = row.keys
-    if any(child.backlog.referred[route.name, key] for child in route.children for key in keys):
-        return True
-    if not row.deleted:
-        return False
-    return any(
-        (child is not route or not first or len(child.backlog.ready) > 1 or bool(child.backlog.in_flight))
-        and child.backlog.moves_since(since, row.last)
-        for child in route.children
-    )
+
+def _is_through(route: Route, row: PendingRow, since: float) -> bool:
+    """Whether nothing is left of what the children's rows had to do at a time; a key change need not wait for that."""
+    return not row.deleted or not any(child.backlog.moves_since(since, row.last) for child in route.children)

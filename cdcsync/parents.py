@@ -203,7 +203,7 @@ class Parents:
                 return True
             seen.add(step)
             backlog = self._lane.by_name[step[0]].backlog
-            seat = backlog.held_before(step[1])
+            seat = backlog.leaves(step[1])
             step = self._waits.get(step) or (None if seat is None else (step[0], seat))
         return False
 

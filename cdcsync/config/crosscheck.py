@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from cdcsync.config.mapping import MapConfig, RefConfig
-from cdcsync.config.order import find_cycle
 
 
 class Mistake(NamedTuple):
@@ -36,8 +35,6 @@ def crosscheck(maps: Mapping[int, MapConfig], kinds: Mapping[str, str | None], *
         yield from _targets(path, one, maps, complete=complete)
     yield from _repeated(maps)
     yield from _filters(maps)
-    if cycle := find_cycle(list(maps.values())):
-        yield Mistake(("map",), f"mappings refer to each other in a circle, so no order of writing is right: {cycle}")
 
 
 def unknown_crm(place: int, crm: str, kinds: Mapping[str, str | None]) -> Iterator[Mistake]:

@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cdcsync.config.mapping import MapConfig
-from cdcsync.errors import ConfigError
 
 
 def order(maps: Sequence[MapConfig]) -> list[MapConfig]:
     """Sort mappings so that each comes after those it refers to; otherwise they keep their places.
 
-    Raises ConfigError for a cycle (a loaded config has none).
+    Of those that refer to each other in a circle, the first one in the file comes last.
     """
-    if cycle := find_cycle(maps):
-        raise ConfigError(f"mappings refer to each other in a circle: {cycle}", hint="drop one of the references")
     done: dict[int, MapConfig] = {}
+    begun: set[int] = set()
 
     def visit(index: int) -> None:
-        if index in done:
+        if index in begun:
             return
+        begun.add(index)
         for parent in _parents(maps, maps[index]):
             visit(parent)
         done[index] = maps[index]
@@ -27,27 +26,6 @@ def order(maps: Sequence[MapConfig]) -> list[MapConfig]:
     for index in range(len(maps)):
         visit(index)
     return list(done.values())
-
-
-def find_cycle(maps: Sequence[MapConfig]) -> str | None:
-    """Name the first cycle, as ``a → b → a``, or return None."""
-    settled: set[int] = set()
-
-    def walk(index: int, trail: list[int]) -> list[int] | None:
-        if index in trail:
-            return [*trail[trail.index(index) :], index]
-        if index in settled:
-            return None
-        for parent in _parents(maps, maps[index]):
-            if found := walk(parent, [*trail, index]):
-                return found
-        settled.add(index)
-        return None
-
-    for index in range(len(maps)):
-        if found := walk(index, []):
-            return " → ".join(maps[number].name for number in found)
-    return None
 
 
 def _parents(maps: Sequence[MapConfig], child: MapConfig) -> list[int]:

@@ -35,7 +35,7 @@ from tests.simulation.database import BAD, COMPANIES, PEOPLE, Database, Feed, Ha
 from tests.simulation.virtual import Deadlock, VirtualClock, VirtualLoop
 
 LOG = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(50))
-STILL = 10
+STILL = 5
 """Looks, half a second apart, in which nothing may be left to do."""
 MENDS = 3
 """A row that waited for a rejected one may be rejected when that one is mended: for a large value that did not come."""
@@ -55,6 +55,8 @@ class Plot:
     habits: Habits
     weather: Weather
     linked: bool
+    managed: bool
+    """Whether people refer to people."""
     limits: Limits
     whole_batches: bool
     backfill: bool
@@ -103,6 +105,7 @@ class Plot:
                 slow=rng.choice((0.02, 0.3, 2.0)),
             ),
             linked=linked,
+            managed=rng.random() < 0.4,
             limits=Limits(
                 dict.fromkeys(Op, rng.choice((1, 3, 5))),
                 rng.choice((1, 2, 4)),
@@ -114,7 +117,7 @@ class Plot:
             max_wait=rng.choice((0.0, 0.1, 1.0)),
             max_memory=rng.choice((1 << 30, 1 << 30, 40_000)),
             quota=rng.choice((30, 100, 1000)),
-            seconds=rng.choice((5.0, 15.0, 40.0)),
+            seconds=rng.choice((4.0, 10.0, 30.0)),
             pace=rng.choice((0.5, 2.0, 5.0)),
             kills=rng.choice((1e9, 3.0, 10.0)),
         )
@@ -127,6 +130,10 @@ def mappings(plot: Plot) -> list[MapConfig]:
     child: dict[str, Any] = {"fields": {**plain, "Account": {"column": "company", "ref": f"crm.{ACCOUNT}.{KEY}"}}}
     if plot.linked:
         child = {"fields": plain, "associate": [{"to": f"crm.{ACCOUNT}", "column": "company", "type": "works_at"}]}
+    if plot.managed and plot.linked:
+        child["associate"].append({"to": f"crm.{CONTACT}", "column": "manager", "type": "reports_to"})
+    elif plot.managed:
+        child["fields"]["Manager"] = {"column": "manager", "ref": f"crm.{CONTACT}.{KEY}"}
     given = [
         {"name": COMPANIES, "table": COMPANIES, "to": f"crm.{ACCOUNT}", "fields": plain},
         {"name": PEOPLE, "table": PEOPLE, "to": f"crm.{CONTACT}", **child},
@@ -272,7 +279,9 @@ class Life:
         assert isinstance(loop, VirtualLoop)
         pipeline = Pipeline(self._state, plot.max_memory, 1 << 33, LOG, VirtualClock(loop))
         self._pipeline = pipeline
-        limiter = Limiter(loop, RateController(now=loop.now), "crm", obstacle=pipeline.obstacle, clock=pipeline.clock.time)
+        limiter = Limiter(
+            loop, RateController(now=loop.now), "crm", obstacle=pipeline.obstacle, clock=pipeline.clock.time
+        )
         rng = random.Random(f"{plot.seed} network {world.lives}")
         weather = plot.weather.calm if self._last else plot.weather
         self.adapter = Adapter(world.crm, world.account, limiter, plot.limits, weather, rng)
@@ -324,7 +333,7 @@ class Life:
                 place += 1
             if not feed.held:
                 pipeline.receive([Progress(database.lsn)])
-            await asyncio.sleep(0.05 + 0.1 * self._world.rng.random())
+            await asyncio.sleep(0.05 + 0.4 * self._world.rng.random())
 
     async def _connect(self) -> Any:
         raise NotImplementedError
@@ -338,7 +347,7 @@ class Life:
     async def _watch(self, lane: Lane) -> None:
         """See that the books balance, at any moment."""
         while True:
-            await asyncio.sleep(self._world.rng.random())
+            await asyncio.sleep(2 * self._world.rng.random())
             if lane.balance():
                 raise Wrong(f"{lane.balance()} changes unaccounted for: {lane.totals()}")
 
@@ -351,6 +360,8 @@ class Life:
             parked = {route.name: set(route.backlog.parked) for route in lane.routes}
             self._world.database.mend(asyncio.get_running_loop().time(), parked)
             await self._settled(pipeline, lane, all_of_it=turn == MENDS - 1)
+            if not lane.rejected and not lane.pending:
+                break
         if lane.rejected:
             raise Wrong(f"{lane.rejected} rows are parked that have nothing wrong\n{self.described()}")
         self._judge(lane)
@@ -376,7 +387,7 @@ class Life:
             }
             for route in lane.routes
         }
-        wrong = list(judged(self._world.database, self._world.crm, parked, linked=self._world.plot.linked))
+        wrong = list(judged(self._world.database, self._world.crm, parked, self._world.plot))
         if wrong:
             raise Wrong("\n".join([*wrong, self.described()]))
 
@@ -395,7 +406,7 @@ class Life:
         return "\n".join(lines)
 
 
-def judged(database: Database, crm: Crm, parked: dict[str, set[str]], *, linked: bool) -> list[str]:
+def judged(database: Database, crm: Crm, parked: dict[str, set[str]], plot: Plot) -> list[str]:
     """Say where the CRM is not what the database maps to."""
     wrong: list[str] = []
     for table, name in ((COMPANIES, ACCOUNT), (PEOPLE, CONTACT)):
@@ -403,7 +414,7 @@ def judged(database: Database, crm: Crm, parked: dict[str, set[str]], *, linked:
         rows = {key: row for key, row in database.tables[table].items() if key not in parked[table]}
         wrong += [f"{name} {key} ({held[key].uid}) should not be there" for key in held.keys() - rows]
         for key, row in rows.items():
-            wanted = _record_of(database, crm, table, row, linked=linked)
+            wanted = _record_of(crm, table, row, plot)
             found = (held[key].key, held[key].fields, held[key].links) if key in held else None
             if found != wanted:
                 wrong.append(f"{name} {key} is {found}, not {wanted}")
@@ -412,18 +423,20 @@ def judged(database: Database, crm: Crm, parked: dict[str, set[str]], *, linked:
     return wrong
 
 
-def _record_of(
-    database: Database, crm: Crm, table: str, row: Row, *, linked: bool
-) -> tuple[str | None, dict[str, Any], dict[str, str]]:
+def _record_of(crm: Crm, table: str, row: Row, plot: Plot) -> tuple[str | None, dict[str, Any], dict[str, str]]:
     fields = {"Name": row["name"], "Big": row["big"], "Uid": row["uid"], "Version": row["version"]}
+    if table == COMPANIES:
+        return row["id"], fields, {}
+    references = [("Account", "works_at", ACCOUNT, row["company"])]
+    if plot.managed:
+        references.append(("Manager", "reports_to", CONTACT, row["manager"]))
     links: dict[str, str] = {}
-    if table == PEOPLE:
-        company = row["company"]
-        there = next(iter(crm.find(Target(ACCOUNT, KEY), [company] if company is not None else []).values()), None)
-        if linked and there is not None:
-            links["works_at"] = there
-        if not linked:
-            fields["Account"] = there
+    for field_name, link, name, key in references:
+        there = None if key is None else crm.find(Target(name, KEY), [key]).get(key)
+        if not plot.linked:
+            fields[field_name] = there
+        elif there is not None:
+            links[link] = there
     return row["id"], fields, links
 
 
