@@ -1,4 +1,4 @@
-"""A TCP proxy before a PostgreSQL server that misbehaves on command: cuts, stalls, half-closes, refuses.
+"""A TCP proxy before a PostgreSQL server (or any other) that misbehaves on command: cuts, stalls, half-closes, refuses.
 
 It listens on 127.0.0.1 and forwards to the server's TCP port or unix socket, in threads of its own, so that blocking
 clients and event loops can be tested alike.
@@ -22,7 +22,7 @@ CHUNK = 65536
 class Link:
     """One proxied connection: the client's socket, the server's socket, and the two threads between them."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, proxy: Proxy) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket, proxy: Relay) -> None:
         self.client = client
         self.server = server
         self.threads = [
@@ -62,6 +62,11 @@ class Link:
         with suppress(OSError):
             self.client.shutdown(socket.SHUT_WR)
 
+    @property
+    def over(self) -> bool:
+        """Whether both directions have ended."""
+        return not any(thread.is_alive() for thread in self.threads)
+
     def close(self) -> None:
         """Cut, wait for the threads, and give the sockets back."""
         self.cut()
@@ -71,16 +76,13 @@ class Link:
         self.server.close()
 
 
-class Proxy:
-    """A context manager; ``dsn`` is the given connection string with the proxy's address in place of the server's."""
+class Relay:
+    """A context manager; ``target`` is a host and port, or the path of a unix socket."""
 
-    def __init__(self, dsn: str) -> None:
-        parameters = conninfo_to_dict(dsn)
-        host, port = str(parameters.get("host") or "127.0.0.1"), int(parameters.get("port") or 5432)
-        self._target: str | tuple[str, int] = f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port)
+    def __init__(self, target: str | tuple[str, int]) -> None:
+        self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
         self.upward = threading.Event()
         self.downward = threading.Event()
         self._refusing = False
@@ -151,7 +153,14 @@ class Proxy:
                 if server is None:
                     client.close()
                 else:
+                    self._forget_ended()
                     self.links.append(Link(client, server, self))
+
+    def _forget_ended(self) -> None:
+        """Give back the sockets of links that have ended; a long run has thousands."""
+        for link in [link for link in self.links if link.over]:
+            link.close()
+            self.links.remove(link)
 
     def _connect(self) -> socket.socket | None:
         family = socket.AF_UNIX if isinstance(self._target, str) else socket.AF_INET
@@ -162,6 +171,16 @@ class Proxy:
             server.close()
             return None
         return server
+
+
+class Proxy(Relay):
+    """Before a PostgreSQL server: ``dsn`` is the given connection string with our address in place of the server's."""
+
+    def __init__(self, dsn: str) -> None:
+        parameters = conninfo_to_dict(dsn)
+        host, port = str(parameters.get("host") or "127.0.0.1"), int(parameters.get("port") or 5432)
+        super().__init__(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
+        self.dsn = make_conninfo(dsn, host="127.0.0.1", port=self.port, sslmode="disable", gssencmode="disable")
 
 
 def _without(names: tuple[str, ...], startup: bytes) -> bytes:

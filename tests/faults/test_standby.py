@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.shopkeeper import FAULTS, Shopkeeper, prepare
 from tests.faults.stage import Stage, stage
 from tests.faults.test_bulk_crash import BULK, JOBS, POINTS, ROWS
-from tests.faults.test_convergence import FAULTS, Shopkeeper, prepare
 
 TAKEOVER_SECONDS = 10.0
 COPIED = 10_000
