@@ -23,7 +23,7 @@ import psycopg
 from cdcsync.demo.processes import Children, SandboxProcess, get_json, put_json, start_sandbox
 from cdcsync.demo.shop import Inventor, create
 from cdcsync.demo.shop_config import SECRETS, VERSION_FIELDS, Places, write
-from cdcsync.demo.verdict import judge
+from cdcsync.demo.verdict import KEYS, judge
 from cdcsync.status import Snapshot
 from cdcsync.status_json import from_json
 from tests.polling import eventually
@@ -124,6 +124,30 @@ class Stage:
     def admin(self, crm: str, path: str) -> Any:
         """Fetch something from a sandbox's admin port."""
         return get_json(f"{self.sandboxes[crm].admin_url}/{path}")
+
+    def edit(self, crm: str, record: Mapping[str, Any], **fields: object) -> None:
+        """Change a record as a person in the CRM would."""
+        _send("PATCH", self._place(crm, record), fields)
+
+    def remove(self, crm: str, record: Mapping[str, Any]) -> None:
+        """Delete a record as a person in the CRM would."""
+        _send("DELETE", self._place(crm, record))
+
+    def merge(self, crm: str, record: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+        """Merge another record into one as a person in the CRM would."""
+        _send("POST", f"{self._place(crm, record)}/merge", {"other": other["id"]})
+
+    def record(self, crm: str, name: str, key: object) -> dict[str, Any]:
+        """Return the one live record of an object with this external key."""
+        (found,) = self.holders(crm, name, key)
+        return found
+
+    def holders(self, crm: str, name: str, key: object) -> list[dict[str, Any]]:
+        """Return the live records of an object with this external key: one, or none."""
+        return [record for record in self.records(crm, name) if record["key"].get(KEYS[crm, name]) == str(key)]
+
+    def _place(self, crm: str, record: Mapping[str, Any]) -> str:
+        return f"{self.sandboxes[crm].admin_url}/records/{record['object']}/{record['id']}"
 
     def records(self, crm: str, name: str) -> list[dict[str, Any]]:
         """Return the live records of an object."""
