@@ -112,7 +112,7 @@ class HubspotSession:
 
     def _login(self, config: HubspotConfig) -> Tokens:
         if config.token is not None:
-            return PrivateToken(config.token.read())
+            return PrivateToken(config.token.read)
         if config.refresh_token is None:
             raise CredentialsError("no token for HubSpot", hint="set token in the CRM's section of the config")
         return OAuthTokens(config.refresh_token.read(), self._grant)

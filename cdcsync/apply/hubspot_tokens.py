@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from cdcsync.errors import CredentialsError
+from cdcsync.errors import ConfigError, CredentialsError
 
 EARLY: Final = 300.0
 """Seconds before its end that a token is renewed."""
@@ -32,18 +33,24 @@ class Tokens(Protocol):
 
 
 class PrivateToken:
-    """The token of a private app, or a service key: it never expires, and nothing replaces it."""
+    """The token of a private app, or a service key: it never expires, but a person may put another in its place.
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    ``read`` fetches the secret (and raises ConfigError if it is not there, as the construction does then).
+    """
+
+    def __init__(self, read: Callable[[], str]) -> None:
+        self._read = read
+        self._token = read()
 
     def current(self) -> str:
         """Give the token."""
         return self._token
 
-    def renew(self, refused: str) -> str | None:  # noqa: ARG002 - part of the protocol
-        """There is no other."""
-        return None
+    def renew(self, refused: str) -> str | None:
+        """Give the secret as it is now, if it is another."""
+        with contextlib.suppress(ConfigError):  # about to be written: the refusal is what there is to say
+            self._token = self._read()
+        return self._token if self._token != refused else None
 
 
 class OAuthTokens:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cdcsync.apply.hubspot_tokens import Grant, OAuthTokens, PrivateToken
-from cdcsync.errors import CredentialsError
+from cdcsync.errors import ConfigError, CredentialsError
 
 
 class Issuer:
@@ -62,7 +62,20 @@ def test_an_empty_grant_is_refused() -> None:
         OAuthTokens("r", lambda _: Grant("", 0.0, "")).current()
 
 
-def test_a_private_token_cannot_be_renewed() -> None:
-    """A refused private token is final."""
-    assert PrivateToken("pat").current() == "pat"
-    assert PrivateToken("pat").renew("pat") is None
+def test_a_private_token_is_replaced_by_what_a_person_stores() -> None:
+    """A refused private token is final until the secret is another; one that is just being written is waited for."""
+    stored = ["pat"]
+
+    def read() -> str:
+        if not stored:
+            raise ConfigError("empty")
+        return stored[0]
+
+    token = PrivateToken(read)
+    assert token.current() == "pat"
+    assert token.renew("pat") is None
+    stored.clear()
+    assert token.renew("pat") is None
+    stored.append("another")
+    assert token.renew("pat") == "another"
+    assert token.current() == "another"
