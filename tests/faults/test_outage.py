@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,8 @@ import pytest
 from tests.faults.stage import Stage, stage
 
 KEYS = 10_000
-CHANGES = 200_000
+CHANGES = int(os.environ.get("CDCSYNC_OUTAGE_CHANGES", "200000"))
+"""Over all keys; the issue's figure is 1,000,000."""
 COLD_KEYS = 12_000
 RETRIES = 15
 """Times that a row may be tried while its CRM is down, at intervals that double up to a minute."""
@@ -23,7 +25,7 @@ DOWN = {"kind": "refuse", "status": 503, "match": {}, "times": None}
 
 @pytest.mark.timeout(600)
 def test_an_outage_of_both_crms_costs_neither_disk_nor_memory(pg: str, tmp_path: Path) -> None:
-    """200,000 changes over 10,000 keys with both down: WAL < 64 MB, memory in budget, ≤ 10,000 records sent after."""
+    """Many changes over 10,000 keys with both down: WAL < 64 MB, memory in budget, ≤ 10,000 records sent after."""
     with stage(tmp_path, pg) as shop:
         sent = _start_and_take_down(shop)
         shop.execute(
