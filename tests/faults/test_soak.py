@@ -1,6 +1,6 @@
 """The oracle: a shop at work while everything around it fails at random; at the end the CRMs equal the database.
 
-``CDCSYNC_SOAK_SECONDS`` is the time budget (60 unless said otherwise; disturbances are shorter and follow faster in a
+``CDCSYNC_SOAK_SECONDS`` is the time budget (50 unless said otherwise; disturbances are shorter and follow faster in a
 short run), ``CDCSYNC_SOAK_SEED`` repeats what was drawn in an earlier run.
 """
 
@@ -17,7 +17,7 @@ from tests.faults.disturber import Disturber, lines
 from tests.faults.shopkeeper import FAULTS, Shopkeeper, prepare
 from tests.faults.stage import Stage, stage
 
-SECONDS = float(os.environ.get("CDCSYNC_SOAK_SECONDS", "60"))
+SECONDS = float(os.environ.get("CDCSYNC_SOAK_SECONDS", "50"))
 SETTLE = 300.0
 MIXED = {
     'client_id     = "demo"': 'client_id     = "demo"\nbulk_from = 300',
