@@ -77,7 +77,8 @@ class Shopkeeper:
                 with psycopg.connect(self._dsn, autocommit=True) as connection:
                     connection.execute("SELECT setseed(0.5)")
                     self._live(connection)
-            except psycopg.OperationalError:  # the server is restarted, or does not take connections yet
+            except (psycopg.OperationalError, psycopg.Rollback):
+                # The server is restarted (a rollback that meets this is what is raised), or is not up yet.
                 self.lost += 1
                 time.sleep(RECONNECT)
             except Exception as error:  # noqa: BLE001 - raised again where it belongs
