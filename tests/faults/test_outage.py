@@ -38,7 +38,7 @@ def test_an_outage_of_both_crms_costs_neither_disk_nor_memory(pg: str, tmp_path:
             shop.execute(f"UPDATE companies SET phone = '{number}' WHERE name LIKE 'Outage %'")
             worst = max(worst, process.memory_info().rss)
         ((target,),) = shop.execute("SELECT (pg_current_wal_lsn() - '0/0')::bigint")
-        shop.wait(lambda: _durable(shop) >= target, "the journal does not keep up")
+        shop.wait(lambda: _durable(shop) >= target, "the journal does not keep up", timeout=max(60.0, CHANGES / 3000))
         worst = max(worst, process.memory_info().rss)
         shop.execute("CHECKPOINT")
         shop.wait(lambda: _retained(shop) < RETAINED, f"the slot retains {_retained(shop)} bytes")
