@@ -131,6 +131,11 @@ class Disturber:
         self.random.choice(kinds)()
 
     def _restart(self) -> None:
+        """Restart the server; the line to it flows then.
+
+        A fast stop waits for a walsender whose client is out of reach: as long as its time limit says, a minute.
+        """
+        self.source.flow()
         mode = self.random.choice(("fast", "immediate"))
         self._note(f"PostgreSQL is restarted ({mode})")
         self.server.restart("fast" if mode == "fast" else "immediate")
