@@ -83,7 +83,7 @@ class JobRunner:
             route = next(route for route in self._lane.routes if route.name == job.mapping)
             rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
             mapped, _ = map_rows(route.mapper, rows)
-            self._lane.parents.refer(route, mapped)  # before anything else can be sent
+            self._lane.parents.refer(route, rows, mapped)  # before anything else can be sent
             self._spawn_job(self._resume(route, job, rows, mapped))
 
     def stop(self) -> None:

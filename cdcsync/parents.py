@@ -22,6 +22,7 @@ from cdcsync.model import START, Ref, Rejected
 from cdcsync.plan import map_rows, slot
 from cdcsync.rejects import PARENT_MISSING
 from cdcsync.route import Route
+from cdcsync.wal.decode import split_tuple
 
 if TYPE_CHECKING:
     from cdcsync.lane import Lane  # a lane owns its parents; here only for its type
@@ -31,12 +32,12 @@ Place: TypeAlias = tuple[str, str]
 
 
 class Reference(NamedTuple):
-    """A record that a row refers to: by the field or link (``slot``) of this name."""
+    """A record that a row refers to: by the field or link (``slot``) of this name; None: it only goes first."""
 
     parent: Route
     key: str
-    name: str
-    link: bool
+    name: str | None
+    link: bool = False
 
     @property
     def place(self) -> Place:
@@ -55,6 +56,11 @@ class Standing:
     ids: dict[tuple[str, str], str] = field(default_factory=dict)
     later: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
+    def postpone(self, row: PendingRow, reference: Reference) -> None:
+        """Leave what refers to a record for later; where nothing does, the row just goes first."""
+        if reference.name is not None:
+            self.later[row.key].add(reference.name)
+
 
 class Parents:
     """Who waits for whom in one lane."""
@@ -71,7 +77,7 @@ class Parents:
 
     async def sort_out(self, route: Route, rows: list[PendingRow], mapped: Mapping[str, Mapped]) -> Standing:
         """Hold or park the rows whose parents are not there yet; says which ones may go."""
-        wanted = {row.key: list(self._of(mapped[row.key])) for row in rows if not row.deleted}
+        wanted = {row.key: list(self._of(route, row, mapped[row.key])) for row in rows if not row.deleted}
         known = await self._known(reference for references in wanted.values() for reference in references)
         standing = Standing()
         for row in rows:
@@ -81,7 +87,7 @@ class Parents:
                     standing.later.pop(row.key, None)
                     break
                 there = known.get(reference.place)
-                if there is not None and there.crm_id is not None:
+                if reference.name is not None and there is not None and there.crm_id is not None:
                     standing.ids[row.key, reference.name] = there.crm_id
             else:
                 standing.going.append(row)
@@ -90,19 +96,20 @@ class Parents:
 
     async def ids(self, mapped: Mapping[str, Mapped]) -> dict[tuple[str, str], str]:
         """Return the ids, as in ``plan.Facts``, for rows in flight that were taken before the last start."""
-        wanted = {key: list(self._of(entry)) for key, entry in mapped.items()}
+        wanted = {key: list(self._named(entry)) for key, entry in mapped.items()}
         known = await self._known(reference for references in wanted.values() for reference in references)
         return {
             (key, reference.name): known[reference.place].crm_id or ""
             for key, references in wanted.items()
             for reference in references
-            if reference.place in known
+            if reference.name is not None and reference.place in known
         }
 
-    def refer(self, route: Route, mapped: Mapping[str, Mapped]) -> None:
+    def refer(self, route: Route, rows: Iterable[PendingRow], mapped: Mapping[str, Mapped]) -> None:
         """Note to which records rows in flight refer that were taken before the last start."""
-        for key, entry in mapped.items():
-            self._refer(route, key, list(self._of(entry)))
+        for row in rows:
+            if row.key in mapped:
+                self._refer(route, row.key, list(self._of(route, row, mapped[row.key])))
 
     @staticmethod
     def _refer(route: Route, key: str, references: Sequence[Reference]) -> None:
@@ -114,7 +121,7 @@ class Parents:
             return
         mapped, _ = map_rows(route.mapper, [reject.row])
         for entry in mapped.values():
-            for reference in self._of(entry):
+            for reference in self._named(entry):
                 self._orphans.setdefault(reference.place, set()).add((route.name, reject.row.key))
 
     def settled(self, route: Route, row: PendingRow) -> None:
@@ -149,14 +156,25 @@ class Parents:
                 known[name, key] = entry
         return known
 
-    def _of(self, mapped: Mapped) -> Iterable[Reference]:
-        """Yield the records of this lane's mappings that a row refers to."""
+    def _of(self, route: Route, row: PendingRow, mapped: Mapped) -> Iterable[Reference]:
+        """Yield the records of this lane's mappings that have to be there before a row's."""
+        yield from self._named(mapped)
+        if not route.follows:
+            return
+        values = dict(zip((column.name for column in row.relation.columns), split_tuple(row.image), strict=True))
+        for column, parent in route.follows:
+            value = values.get(column)
+            if isinstance(value, bytes):
+                yield Reference(parent, value.decode(errors="replace"), None)
+
+    def _named(self, mapped: Mapped) -> Iterable[Reference]:
+        """Yield the records of this lane's mappings that a record refers to."""
         routes = self._lane.routes
         for name, value in mapped.fields.items() if mapped.parents else ():
             if isinstance(value, Ref):
                 for route in routes:
                     if (route.target.object, route.target.key_field) == (value.object, value.key_field):
-                        yield Reference(route, value.key, name, link=False)
+                        yield Reference(route, value.key, name)
         for link in mapped.links:
             for route in routes:
                 if route.target.object == link.to_object and link.key is not None:
@@ -169,7 +187,7 @@ class Parents:
         parent, key = reference.parent, reference.key
         if parent is route and key == row.key:
             if reference.place not in known or row.uncertain or row.whole or row.base != key:
-                standing.later[row.key].add(reference.name)
+                standing.postpone(row, reference)
             return True
         if reference.place not in known:
             known |= await self._known([reference])
@@ -177,7 +195,7 @@ class Parents:
         there = reference.place in known
         if backlog.holds_up(key) or (not there and (backlog.will_write(key) or not parent.copied)):
             if self._closes_circle(route, row.key, reference.place):
-                standing.later[row.key].add(reference.name)
+                standing.postpone(row, reference)
                 return True
             self._hold(route, row, reference)
             return False
@@ -189,7 +207,7 @@ class Parents:
         parked = key in backlog.parked
         if not there and reference.link and not parked:
             there = await self._found(parent, key, known)
-        if not there and (reference.link or parked):
+        if not there and reference.name is not None and (reference.link or parked):
             self._orphan(route, row, reference)
             return False
         return True
@@ -240,11 +258,11 @@ class Parents:
 
 
 def _link(routes: Sequence[Route]) -> None:
-    """Tell each mapping which ones refer to it, from the config's ``ref`` and ``associate``."""
+    """Tell each mapping which ones refer to it, or follow it: by ``ref``, ``associate`` or foreign key."""
     for route in routes:
         parents = {(f.ref.object, f.ref.key_field) for f in route.config.fields.values() if f.ref is not None}
         linked = {entry.to_object for entry in route.config.associate}
         for other in routes:
             refers = (other.target.object, other.target.key_field) in parents or other.target.object in linked
-            if refers:
+            if refers or any(one.parent is other for one in route.follows):
                 other.children.append(route)

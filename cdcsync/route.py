@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from cdcsync.backlog import Backlog
 from cdcsync.backoff import Backoff
@@ -19,6 +20,13 @@ from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
 
 
+class Follow(NamedTuple):
+    """A column with the key of a row that goes first, though the record does not refer to it."""
+
+    column: str
+    parent: Route
+
+
 @dataclass(slots=True, eq=False)
 class Route:
     """One mapping's way from a table to a CRM object. ``types`` is the source's table of user types, which grows."""
@@ -30,6 +38,8 @@ class Route:
     shape: Shape = field(init=False)
     children: list[Route] = field(default_factory=list)
     """Mappings of the same CRM whose rows refer to records of this one."""
+    follows: list[Follow] = field(default_factory=list)
+    """By foreign keys that the config does not speak of."""
     whole: bool = False
     """Whether all rows of the table were copied once."""
     read: int = 0

@@ -25,6 +25,7 @@ from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import CdcsyncError, SourceError, SourceUnavailableError, StateError
+from cdcsync.foreign_keys import follow, in_order
 from cdcsync.guard import Finding, Guard, publish, survey
 from cdcsync.lane import THREAD_PREFIX, Lane
 from cdcsync.model import Relation, format_lsn
@@ -127,7 +128,8 @@ class Service:
         source.types = types
         pipeline.reader = source
         pipeline.partitions = source.partitions
-        mine = {name: [one.route for one in found if one.route.config.crm == name] for name in config.crm}
+        ordered = in_order([one.route for one in found])
+        mine = {name: [route for route in ordered if route.config.crm == name] for name in config.crm}
         meters = Meters(loop, {name: crm for name, crm in config.crm.items() if mine[name]})
         for name, routes in mine.items():
             if routes:
@@ -283,6 +285,8 @@ async def prepare(
                 if one.route.row_filter is not None:
                     await one.route.row_filter.check(one.sight.relation)
                 await _check_key(connection, one.route.config, one.sight.relation)
+        oids = {one.route.name: one.sight.relation.oid for one in found if one.sight.relation is not None}
+        await follow(connection, [one.route for one in found], oids)
     return bound or await _first_start(config, state, info, system, log), found
 
 

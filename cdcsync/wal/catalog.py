@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import psycopg
@@ -42,6 +42,15 @@ _UNIQUE = """
     FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attname = %s
     WHERE i.indrelid = %s AND i.indisunique AND i.indisvalid
       AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum AND i.indpred IS NULL
+"""
+
+_FOREIGN_KEYS = """
+    SELECT c.conrelid::int8, child.attname::text, c.confrelid::int8, parent.attname::text
+    FROM pg_constraint c
+    JOIN pg_attribute child ON child.attrelid = c.conrelid AND child.attnum = c.conkey[1]
+    JOIN pg_attribute parent ON parent.attrelid = c.confrelid AND parent.attnum = c.confkey[1]
+    WHERE c.contype = 'f' AND cardinality(c.conkey) = 1 AND c.conrelid = ANY (%(oids)s) AND c.confrelid = ANY (%(oids)s)
+    ORDER BY c.conrelid, c.conname
 """
 
 # An order that every row has a place of its own in: no NULL, no condition, no expression, checked at once.
@@ -144,6 +153,20 @@ async def uniqueness(connection: Connection, relation: Relation, column: str) ->
     """Tell whether an index keeps a column's values unique: at each moment, or only at a transaction's end."""
     ((at_once, deferred),) = await rows(connection, _UNIQUE, [column, relation.oid])
     return "at once" if at_once else "deferred" if deferred else None
+
+
+class ForeignKey(NamedTuple):
+    """A foreign key of one column; tables are oids."""
+
+    table: int
+    column: str
+    parent: int
+    parent_column: str
+
+
+async def load_foreign_keys(connection: Connection, tables: Sequence[int]) -> list[ForeignKey]:
+    """Return the foreign keys of one column between these tables (oids); those of partitions are their roots'."""
+    return [ForeignKey(*found) for found in await rows(connection, _FOREIGN_KEYS, {"oids": list(tables)})]
 
 
 async def load_leaves(

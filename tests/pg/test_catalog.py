@@ -8,8 +8,11 @@ from dataclasses import replace
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from cdcsync.config import MapConfig
 from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
+from cdcsync.foreign_keys import follow, in_order
 from cdcsync.model import Column, Relation
+from cdcsync.route import Route
 from cdcsync.wal.catalog import copy_key, load_relation, load_types, rows, server_version
 from cdcsync.wal.connect import Connection, connect, until_closed
 from cdcsync.wal.decode import Decoder
@@ -198,3 +201,27 @@ async def test_the_end_of_an_idle_connection_is_noticed(pg: str, connection: Con
     async with await connect(pg) as other:
         await connection.execute(b"SELECT pg_terminate_backend(%d)" % other.info.backend_pid)
         await until_closed(other)
+
+
+async def test_foreign_keys_give_an_order_that_the_config_leaves_open(connection: Connection) -> None:
+    """A mapping follows the one that its table refers to by that one's key; what the config says itself stays its own."""
+    await connection.execute("CREATE TABLE company (id int PRIMARY KEY, code text UNIQUE)")
+    await connection.execute(
+        "CREATE TABLE person (id int PRIMARY KEY, company int REFERENCES company, code text REFERENCES company (code),"
+        " boss int REFERENCES person)"
+    )
+    plain = {"key": {"Key": "id"}, "fields": {"Name": "code"}}
+    referring = {"Name": "code", "Company": {"column": "company", "ref": "a.Account.Key"}}
+    given = [
+        {"table": "person", "to": "a.Contact", **plain},
+        {"table": "company", "to": "a.Account", **plain},
+        {"table": "person", "to": "a.Lead", **plain, "fields": referring},
+        {"table": "company", "to": "b.companies", **plain},
+    ]
+    routes = [Route(MapConfig.model_validate(one), {}) for one in given]
+    oids = {route.name: (await load_relation(connection, "public", route.config.table[7:])).oid for route in routes}
+    await follow(connection, routes, oids)
+    person, company, lead, _ = routes
+    assert [(one.column, one.parent) for one in person.follows] == [("boss", person), ("company", company)]
+    assert [(one.column, one.parent) for one in lead.follows] == [("boss", lead)]
+    assert in_order(routes)[0] is company
