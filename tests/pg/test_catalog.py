@@ -204,7 +204,7 @@ async def test_the_end_of_an_idle_connection_is_noticed(pg: str, connection: Con
 
 
 async def test_foreign_keys_give_an_order_that_the_config_leaves_open(connection: Connection) -> None:
-    """A mapping follows the one that its table refers to by that one's key; what the config says itself stays its own."""
+    """A mapping follows the one that its table refers to by that one's key; what the config says counts more."""
     await connection.execute("CREATE TABLE company (id int PRIMARY KEY, code text UNIQUE)")
     await connection.execute(
         "CREATE TABLE person (id int PRIMARY KEY, company int REFERENCES company, code text REFERENCES company (code),"
