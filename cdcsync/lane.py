@@ -38,6 +38,7 @@ from cdcsync.coalesce import Event, PendingRow
 from cdcsync.deferral import Deferral
 from cdcsync.entries import Known, Tick
 from cdcsync.errors import (
+    CredentialsError,
     DestinationError,
     FatalError,
     RateLimitedError,
@@ -141,6 +142,8 @@ class Lane:
         self._shares = Shares()
         self._opening = Backoff()
         self._opened = False
+        self._failing: set[int] = set()
+        """Kinds of work, by their backoffs, that failed since anything went through."""
         self._attempts: dict[tuple[str, str], Backoff] = {}
         """Of rows that have to be sent again, each by itself: by mapping and key."""
         self._horizon = START
@@ -646,6 +649,7 @@ class Lane:
             if isinstance(outcome, Applied):
                 self._applied(route, draft, outcome)
             elif isinstance(outcome, Rejected):
+                self._attempts.pop((route.name, draft.row.key), None)
                 # Associations are requests of their own: the record may have been written, and only they refused.
                 if draft.record.links:
                     draft.row.doubt()
@@ -766,7 +770,9 @@ class Lane:
         if isinstance(error, FatalError) and not self._patient:
             raise error
         self.last_error = error.message
-        self.limiter.failed(error)
+        self._failing.add(id(backoff))
+        if self._is_the_crm(error):
+            self.limiter.failed(error)
         if isinstance(error, RateLimitedError):
             return  # the limiter knows
         now = self.clock.monotonic()
@@ -775,6 +781,13 @@ class Lane:
             backoff.until = now + FATAL_BACKOFF
             delay = FATAL_BACKOFF
         self.log.warning("backing off", error=error.message, hint=error.hint, seconds=round(delay, 1))
+
+    def _is_the_crm(self, error: DestinationError) -> bool:
+        """Whether a failure may be the CRM's as a whole, rather than that of one object, which has a backoff itself."""
+        if isinstance(error, FatalError):
+            return isinstance(error, CredentialsError)
+        several = len(self._failing) > 1 or len(self.routes) == 1
+        return several or not self._opened or isinstance(error, RateLimitedError)
 
     @property
     def blocked_for(self) -> float:
@@ -794,6 +807,7 @@ class Lane:
     def recovered(self, backoff: Backoff) -> None:
         """Note that work went through."""
         backoff.ok()
+        self._failing.clear()
         self.limiter.worked()
         self.last_error = None
 
