@@ -11,6 +11,7 @@ import typer
 from cdcsync.cli_base import ConfigOption, JsonOption, known_mapping, load, run_to_end
 from cdcsync.cli_rejects import rejects_app
 from cdcsync.cli_slot import slot_app
+from cdcsync.cli_state import state_app
 from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError, SourceUnavailableError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.add_typer(slot_app, name="slot")
 app.add_typer(rejects_app, name="rejects")
+app.add_typer(state_app, name="state")
 
 
 def main() -> None:

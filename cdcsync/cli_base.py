@@ -26,6 +26,7 @@ ConfigOption = Annotated[
         show_default=False,
     ),
 ]
+ConfirmOption = Annotated[str | None, typer.Option("--confirm", help="The slot's name, instead of asking for it.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON (docs/json.md).")]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcsync.cli_base import ConfigOption, JsonOption, confirm, load, run_to_end
+from cdcsync.cli_base import ConfigOption, ConfirmOption, JsonOption, confirm, load, run_to_end
 from cdcsync.errors import EXIT_NOT_FINE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 slot_app = typer.Typer(help="The replication slot: show, create, advance, drop, reset.", no_args_is_help=True)
 
-ConfirmOption = Annotated[str | None, typer.Option("--confirm", help="The slot's name, instead of asking for it.")]
 SIGNS = {"fine": "✓", "warning": "!", "lost": "✗"}
 
 

@@ -33,6 +33,25 @@ class Checkpoint(NamedTuple):
     position: Position
 
 
+class Balance(NamedTuple):
+    """A lane's books as they are on disk: its counters, and the rows of its mappings in journal and rejects."""
+
+    lane: str
+    changes_in: int
+    applied: int
+    suppressed: int
+    coalesced: int
+    discarded: int
+    rejected: int
+    pending: int
+
+    @property
+    def missing(self) -> int:
+        """Changes unaccounted for: 0, or an alarm."""
+        settled = self.applied + self.suppressed + self.coalesced + self.discarded
+        return self.changes_in - (settled + self.rejected + self.pending)
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """What the ledger knows of a record: its CRM id, and what was last applied (a hash per field, links by type)."""

@@ -6,7 +6,7 @@ what to do next. ``exit_code`` is what the process ends with when nothing above 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 EXIT_OK = 0
 EXIT_NOT_FINE = 1
@@ -16,6 +16,12 @@ EXIT_BUG = 70
 EXIT_TRY_LATER = 75
 EXIT_REFUSED = 77
 EXIT_CONFIG = 78
+
+REBUILD: Final = (
+    "cdcsync slot reset, then start again: every table is read anew, and rows are written by their keys, so nothing is"
+    " doubled"
+)
+"""The remedy wherever state file and slot do not go on together: one is lost, damaged, an old copy, or another's."""
 
 
 class CdcsyncError(Exception):
@@ -73,6 +79,19 @@ class StateError(CdcsyncError):
 
     code = "state"
     exit_code = EXIT_NOT_FINE
+
+
+class StateDamagedError(StateError):
+    """The state file does not hold together as a database any more."""
+
+    code = "state-damaged"
+
+
+class StateFullError(StateError):
+    """There is no space for what is to be written; nothing of it was."""
+
+    code = "state-full"
+    exit_code = EXIT_TRY_LATER
 
 
 class StateHeldError(StateError):

@@ -151,6 +151,7 @@ class Pipeline:
         lane.restore(self.state)
         lane.rejects.retries.heed(self.state.parked.requests())
         self.lanes.append(lane)
+        self._check_balance()
 
     @property
     def touched(self) -> int:
@@ -426,7 +427,6 @@ class Pipeline:
             self._taken_up = requested
             self._file_size = await self.on_file(State.size)
             await self._tell_rest_apart()
-            self._check_balance()
             self._watch_budgets()
 
     async def _look_at_rejects(self) -> None:
@@ -477,6 +477,7 @@ class Pipeline:
     async def _tick(self) -> None:
         if self._last_write is not None:  # whoever asked for it may be gone: nothing is written behind one that failed
             await asyncio.shield(self._last_write)
+        self._check_balance()  # of what is to be written, at the moment at which it is taken
         if self.received_lsn == self.durable_lsn and not self._dirty:
             return
         tick = Tick(self.received_lsn, self.position, timeline=self.reader.timeline if self.reader else None)

@@ -24,7 +24,7 @@ from cdcsync.claim import Claim
 from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
-from cdcsync.errors import CdcsyncError, SourceError, SourceUnavailableError, StateError
+from cdcsync.errors import REBUILD, CdcsyncError, SourceError, SourceUnavailableError, StateError
 from cdcsync.foreign_keys import follow, in_order
 from cdcsync.guard import Finding, Guard, publish, survey
 from cdcsync.lane import THREAD_PREFIX, Lane
@@ -274,6 +274,8 @@ async def prepare(
         bound = _bound(config, state, system)
         if bound is None:
             _refuse_first_start(config, state, info)
+        elif state.backed_up() is not None:
+            _go_on_from_backup(config, state, info, system)
         found = await survey(connection, config, state, types)
         await publish(connection, postgres, found)
         for one in found:
@@ -317,10 +319,23 @@ def _bound(config: Config, state: State, system: slot.System) -> slot.SlotIdenti
         raise StateError(
             f"the state file {state.path} belongs to slot {bound.slot!r} in database {bound.database!r} of cluster "
             f"{bound.system_id}; this is slot {name!r} in {system.database!r} of {system.system_id}",
-            hint="Point dsn and slot back, or give this source its own [state] path.",
+            hint="Point dsn and slot back, or give this source its own [state] path. If the database was moved here:"
+            f" {REBUILD}.",
         )
     timeline = state.timeline() or system.timeline
     return slot.SlotIdentity(system.system_id, timeline, system.database, name, bound.consistent_point)
+
+
+def _go_on_from_backup(config: Config, state: State, info: slot.SlotInfo, system: slot.System) -> None:
+    """Take up a restored backup, if nothing has been confirmed to the slot that it lacks. Raises StateError."""
+    durable, confirmed = state.checkpoint().durable_lsn, info.confirmed_flush_lsn or 0
+    if confirmed > durable:
+        raise StateError(
+            f"the state file {state.path} is a backup of {state.backed_up()}: it ends at {format_lsn(durable)}, and"
+            f" slot {info.name!r} has gone on to {format_lsn(confirmed)}; the changes between are in neither",
+            hint=REBUILD,
+        )
+    state.go_on_from_backup(list(config.crm), system.lsn)
 
 
 def _refuse_first_start(config: Config, state: State, info: slot.SlotInfo) -> None:
@@ -329,8 +344,8 @@ def _refuse_first_start(config: Config, state: State, info: slot.SlotInfo) -> No
     if info.exists and state.intended_slot() != postgres.slot:
         raise StateError(
             f"slot {postgres.slot!r} exists, but the state file {state.path} is new and knows no position in it",
-            hint="If the state file was lost: `cdcsync slot drop`, then start again; rows are copied anew. "
-            "If another program uses the slot, choose another name in [postgres] slot.",
+            hint=f"If the state file was lost: {REBUILD}. If another program uses the slot, choose another name in"
+            " [postgres] slot.",
         )
     if not info.exists and not postgres.create:
         raise StateError(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
 from cdcsync.config import Config
-from cdcsync.errors import SourceError, StateError
+from cdcsync.errors import REBUILD, SourceError, StateDamagedError, StateError
 from cdcsync.model import format_lsn
 from cdcsync.service import prepare
 from cdcsync.state import State
+from cdcsync.state_file import set_aside
 from cdcsync.status import size
 from cdcsync.wal import slot
 from cdcsync.wal.connect import connect
@@ -40,7 +42,7 @@ async def make_slot(config: Config, log: structlog.typing.FilteringBoundLogger) 
         if not existed and state.identity() is not None:
             raise StateError(
                 f"the state file {state.path} has a position in slot {name!r}, which is gone",
-                hint="`cdcsync slot reset` makes a new one; the next start then copies every table anew.",
+                hint=REBUILD,
             )
         allowed = config.model_copy(update={"postgres": config.postgres.model_copy(update={"create": True})})
         await prepare(allowed, state, log, {})
@@ -52,13 +54,15 @@ async def forget_slot(config: Config) -> bool:
 
     Raises SourceError while it is in use.
     """
+    _set_damaged_aside(config)
     with _state(config) as state:
         async with await connect(config.postgres.dsn) as connection:
-            existed = (await slot.show_slot(connection, config.postgres.slot)).exists
-            if existed:
+            info = await slot.show_slot(connection, config.postgres.slot)
+            _distrust_old(state, info)
+            if info.exists:
                 await slot.drop_slot(connection, config.postgres.slot)
         state.unbind()
-    return existed
+    return info.exists
 
 
 async def look(config: Config, to: int | None = None) -> Skip:
@@ -80,6 +84,8 @@ def sentences(config: Config, skip: Skip) -> list[str]:
         unread = size(max(0, skip.end - skip.start))
         lines = [f"This skips {unread} of WAL that was not read ({format_lsn(skip.start)} to {format_lsn(skip.end)})."]
     lines.append("The next start reads every mapped table and makes up for it, rows deleted meanwhile included.")
+    if (unknown := _what_is_unknown(config)) is not None:
+        lines.append(unknown)
     uncopied = [entry.name for entry in config.maps if not entry.backfill]
     if uncopied:
         lines.append(f"But not for {', '.join(uncopied)} (backfill = false): what was skipped there is never sent.")
@@ -102,8 +108,44 @@ async def advance_slot(config: Config, to: int) -> int:
             _refuse_in_use(info)
             _refuse_misfit(state, info, system)
             _refuse_target(to, max(info.confirmed_flush_lsn or 0, state.checkpoint().durable_lsn), system.lsn)
+            _distrust_old(state, info)
             state.skip(to, system.timeline)
             return await slot.advance(connection, name, to)
+
+
+def _distrust_old(state: State, info: slot.SlotInfo) -> None:
+    """Forget what an old copy of the state file says: it knows less than what was confirmed to the slot."""
+    ahead = (info.confirmed_flush_lsn or 0) > state.checkpoint().durable_lsn
+    if state.backed_up() is not None or (ahead and state.identity() is not None):
+        state.distrust()
+
+
+def _set_damaged_aside(config: Config) -> Path | None:
+    """Put a damaged state file aside, so that a new one is made (from the mirror, if there is one)."""
+    path = config.state.path
+    try:
+        State.open(path, config.state.mirror).close()
+    except StateDamagedError:
+        return set_aside(path, "damaged")
+    return None
+
+
+def _what_is_unknown(config: Config) -> str | None:
+    """Say what a state file that is lost or damaged costs; None where it is neither."""
+    path, mirror = config.state.path, config.state.mirror
+    try:
+        with contextlib.closing(State.read(path)) as state:
+            state.verify()
+            return None
+    except StateDamagedError:
+        what = f"The state file {path} is damaged; it is moved aside"
+    except StateError:
+        if path.exists() and path.stat().st_size:
+            return None  # an older schema, which is migrated
+        what = f"There is no state file {path}"
+    if mirror is not None:
+        return f"{what}, and made anew from its mirror."
+    return f"{what}. Rows that were deleted since it was lost stay in the CRM: nothing else knows that they were sent."
 
 
 def _refuse_in_use(info: slot.SlotInfo) -> None:
@@ -118,7 +160,7 @@ def _refuse_misfit(state: State, info: slot.SlotInfo, system: slot.System) -> No
         raise SourceError(f"there is no slot {info.name!r}", hint="cdcsync slot create")
     if info.lost:
         cause, remedy = loss(info)
-        raise SourceError(f"slot {info.name!r} is lost: {cause}", hint=f"{remedy}; then cdcsync slot reset")
+        raise SourceError(f"slot {info.name!r} is lost: {cause}", hint=f"{remedy}; then {REBUILD}")
     bound = state.identity()
     if bound is None or bound[:3] != (system.system_id, system.database, info.name):
         raise StateError(

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from cdcsync.backlog import COLD
 from cdcsync.claim import Claim
 from cdcsync.coalesce import PendingRow, Refused
-from cdcsync.entries import Asker, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Seen, Tick
+from cdcsync.entries import Asker, Balance, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
 from cdcsync.state_file import StateFile
 from cdcsync.state_rejects import RejectTable
@@ -39,6 +39,10 @@ _COPY = (
 _WHOLE_TABLE = "condition IS NULL AND keys IS NULL"
 _ROW_BYTES = 80
 """What a row of the journal takes beside its key and image."""
+BACKUP = "backup"
+"""The setting that says of a file that it is a copy which the daemon did not go on with."""
+_SHAPES = 1_000
+"""So many new shapes of tables and mappings make a start look for those that are not used."""
 _CHUNK = 500
 """Entries that one statement, or one run of it, is given."""
 
@@ -66,7 +70,9 @@ class State:
     @classmethod
     def open(cls, path: Path, mirror: Path | None = None, claim: Claim | None = None) -> State:
         """Open or create the file for writing, alone. Raises StateError when it or its mirror cannot be used."""
-        return cls(StateFile.open(path, mirror, claim))
+        state = cls(StateFile.open(path, mirror, claim))
+        state._drop_unused()
+        return state
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -163,6 +169,38 @@ class State:
                 self._db.execute("DELETE FROM copy WHERE mapping = ?", (name,))
                 self._set_meta(f"sweep:{name}", "it was not configured for a while")
         return retired
+
+    def distrust(self) -> None:
+        """Give up what an old copy says of rows on their way and of records' contents: much has happened since.
+
+        That there are such records it still says, so that a comparison can find those whose rows are gone; each is
+        looked up in the CRM by its key. Rows that are dropped count as folded into what that comparison reads.
+        """
+        with self._transaction():
+            for balance in self.balances():
+                self._db.execute(
+                    "INSERT OR REPLACE INTO counter VALUES (?, 'coalesced', ?)",
+                    (balance.lane, balance.coalesced + balance.pending + balance.rejected),
+                )
+            for table in ("journal", "reject", "job", "horizon"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 — our names
+            self._db.execute(
+                "UPDATE ledger SET crm_id = NULL, shape = ?, hashes = X'', links = NULL", (self._shape_id(()),)
+            )
+            self._db.execute("DELETE FROM meta WHERE key = ?", (BACKUP,))
+
+    def backed_up(self) -> str | None:
+        """Return when this file was copied as a backup, in words; None if it is not a backup."""
+        return self._meta(BACKUP)
+
+    def go_on_from_backup(self, lanes: Collection[str], lsn: int) -> None:
+        """Take a backup for the state: what was committed up to ``lsn`` may have been sent without its knowledge."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO horizon VALUES (?, ?, ?)",
+                [(lane, *max(self.horizon(lane), Position(lsn, 0))) for lane in lanes],
+            )
+            self._db.execute("DELETE FROM meta WHERE key = ?", (BACKUP,))
 
     def unmapped(self, lane: str, configured: Collection[str]) -> int:
         """Count a lane's unsettled and parked rows of mappings that are not configured now; they are kept."""
@@ -367,6 +405,7 @@ class State:
         """Write a tick, whole or not at all; it is on disk when this returns. Raises StateError (disk full, …)."""
         with self._transaction():
             self._write(tick)
+        self._db.give_back()
 
     def _write(self, tick: Tick) -> None:
         execute = self._db.executemany
@@ -501,6 +540,29 @@ class State:
         with self._transaction():
             self._write_job(job.id, job)
 
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """See one state of the file in several questions, beside a daemon that writes."""
+        with self._db.reading():
+            yield
+
+    def verify(self) -> None:
+        """Check as a start does. Raises StateDamagedError."""
+        self._db.verify()
+
+    def faults(self, limit: int, *, quick: bool = False) -> tuple[str, ...]:
+        """Look at every page; returns what does not hold together, at most ``limit`` faults."""
+        return self._db.faults(limit, quick=quick)
+
+    def count(self, table: str) -> int:
+        """Count the rows of a table."""
+        return int(self._db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608 — our names
+
+    @property
+    def schema(self) -> int:
+        """The version of the file's tables."""
+        return int(self._meta("schema_version") or 0)
+
     def size(self) -> int:
         """Return the bytes in use in the file (free pages inside it are used again, and do not count)."""
         page, pages, free = (
@@ -518,6 +580,33 @@ class State:
         """Return a lane's counters as of the last tick."""
         return dict(self._db.execute("SELECT name, value FROM counter WHERE lane = ?", (lane,)).fetchall())
 
+    def lanes(self) -> list[str]:
+        """Return the CRMs that the file has counters of, by their names in the config."""
+        return [lane for (lane,) in self._db.execute("SELECT DISTINCT lane FROM counter ORDER BY 1").fetchall()]
+
+    def balance(self, lane: str) -> Balance:
+        """Return a lane's books, with the rows counted where they are; it looks at each."""
+        counters, prefix = self.counters(lane), "applied:"
+        names = [name.removeprefix(prefix) for name in counters if name.startswith(prefix)]
+        return Balance(
+            lane,
+            changes_in=counters.get("changes_in", 0),
+            applied=counters.get("applied", 0),
+            suppressed=counters.get("suppressed", 0),
+            coalesced=counters.get("coalesced", 0),
+            discarded=counters.get("discarded", 0),
+            rejected=sum(self.parked.count(name) for name in names),
+            pending=sum(self._journaled(name) for name in names),
+        )
+
+    def balances(self) -> list[Balance]:
+        """Return the books of all lanes."""
+        return [self.balance(lane) for lane in self.lanes()]
+
+    def _journaled(self, mapping: str) -> int:
+        query = "SELECT count(*) FROM journal WHERE mapping = ?"
+        return int(self._db.execute(query, (self._mapping_id(mapping),)).fetchone()[0])
+
     def pending(self) -> dict[str, int]:
         """Count the rows in the journal by mapping."""
         return dict(
@@ -534,6 +623,21 @@ class State:
         return {name: (lsn, since) for name, lsn, since in rows}
 
     # --- inside
+
+    def _drop_unused(self) -> None:
+        """Drop tables' and mappings' shapes that no row has any more, when many have come since that was done last."""
+        if self._shape_count() <= int(self._meta("shapes_left") or 0) + _SHAPES:
+            return
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM relation WHERE id NOT IN (SELECT relation FROM journal UNION SELECT relation FROM reject)"
+            )
+            self._db.execute("DELETE FROM shape WHERE id NOT IN (SELECT shape FROM ledger)")
+            self._set_meta("shapes_left", str(self._shape_count()))
+
+    def _shape_count(self) -> int:
+        query = "SELECT (SELECT count(*) FROM relation) + (SELECT count(*) FROM shape)"
+        return int(self._db.execute(query).fetchone()[0])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -8,21 +8,33 @@ import secrets
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cdcsync.claim import Claim
-from cdcsync.errors import MirrorError, StateError
+from cdcsync.errors import REBUILD, MirrorError, StateError
 from cdcsync.lineage import Lineage, next_revision
+from cdcsync.state_database import Database, connect, damaged, unwritable
 from cdcsync.state_mirror import Mirror
 from cdcsync.state_schema import COPIES, LADDER, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+
+COMPANIONS: Final = ("", "-wal", "-shm")
+"""What SQLite's files of one database end with."""
+WHOLE_CHECK: Final = 1 << 30
+"""Bytes up to which a start checks all of the file, which takes 1.8 s per GB that the system has in memory."""
+LARGE_TABLES: Final = frozenset({"journal", "ledger", "met"})
+"""Those that grow with the rows; in a file above ``WHOLE_CHECK`` a damaged page of theirs is found when it is read."""
+WAL_LIMIT: Final = 64 << 20
+"""Bytes that the write-ahead log keeps on disk; it grows beyond while somebody reads for long."""
+SPARE: Final = 256 << 20
+"""Bytes of free pages that the file may keep, as long as they are no more than those in use."""
+GIVEN_BACK: Final = 2_000
+"""Free pages that are given back to the filesystem at a time."""
 
 
 class StateFile:
     """An open SQLite database of ours, and its mirror where it has one."""
 
-    def __init__(
-        self, db: sqlite3.Connection, path: Path, *, mirror: Mirror | None = None, claim: Claim | None = None
-    ) -> None:
+    def __init__(self, db: Database, path: Path, *, mirror: Mirror | None = None, claim: Claim | None = None) -> None:
         self._db = db
         self.path = path
         self._mirror = mirror
@@ -40,50 +52,44 @@ class StateFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             claim = claim or Claim.take(path, mirror)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            path.chmod(0o600)
-            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for end in COMPANIONS:
+                with contextlib.suppress(FileNotFoundError):
+                    path.with_name(path.name + end).chmod(0o600)
+            db = connect(path)
         except OSError as error:
             if claim is not None:
                 claim.release()
-            raise StateError(
-                f"cannot open the state file {path}: {error.strerror}",
-                hint="Give the daemon's user a writable directory in [state] path.",
-            ) from error
+            raise unwritable(path, error.strerror or str(error)) from error
         file = cls(db, path, claim=claim)
         try:
             file._prepare(mirror)
-        except sqlite3.DatabaseError as error:
-            file.close()
-            raise _damaged(path, error) from error
         except StateError:
             file.close()
             raise
         return file
 
     @classmethod
-    def read(cls, path: Path) -> StateFile:
-        """Open an existing file read-only, beside a running daemon. Raises StateError."""
-        if not path.exists():
+    def read(cls, path: Path, oldest: int = SCHEMA_VERSION) -> StateFile:
+        """Open an existing file read-only, beside a running daemon. Raises StateError, also below schema ``oldest``."""
+        if not path.exists() or not path.stat().st_size:
             raise StateError(
-                f"there is no state file at {path}", hint="Has `cdcsync run` been started with this config?"
+                f"there is no state file at {path}",
+                hint=f"Has `cdcsync run` been started with this config? If the file was lost: {REBUILD}.",
             )
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        db = connect(path, read_only=True)
         file = cls(db, path)
         try:
-            _check_version(db, path, oldest=SCHEMA_VERSION)
+            _check_version(db, path, oldest)
         except StateError:
             file.close()
             raise
-        except sqlite3.DatabaseError as error:
-            file.close()
-            raise _damaged(path, error) from error
         return file
 
     @classmethod
     def beside(cls, path: Path, mirror: Path | None = None) -> StateFile:
         """Open an existing file for a small change beside a running daemon. Raises StateError."""
         cls.read(path).close()
-        db = sqlite3.connect(path, isolation_level=None, timeout=10)
+        db = connect(path, timeout=10.0)
         return cls(db, path, mirror=Mirror.beside(mirror) if mirror is not None else None)
 
     def close(self) -> None:
@@ -124,21 +130,41 @@ class StateFile:
         The mirror's commit comes first: the mirror is what fails more easily, and then neither file has changed. A
         crash between the two leaves the mirror ahead, and the next start, wherever it is, goes on from there.
         """
-        with self._written():
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                if self._mirror is not None:
-                    self._mirror.begin(self.meta("revision"))
-                yield
-                self.set_meta("revision", next_revision(self.meta("revision"), self._writer))
-                if self._mirror is not None:
-                    self._mirror.commit()
-                self._db.execute("COMMIT")
-            finally:
-                if self._mirror is not None:
-                    self._mirror.roll_back()
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            if self._mirror is not None:
+                self._mirror.begin(self.meta("revision"))
+            yield
+            self.set_meta("revision", next_revision(self.meta("revision"), self._writer))
+            if self._mirror is not None:
+                self._mirror.commit()
+            self._db.execute("COMMIT")
+        finally:
+            if self._mirror is not None:
+                self._mirror.roll_back()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """See one state of the file, whatever others write meanwhile."""
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def verify(self) -> None:
+        """See that the file holds together, as far as a start looks. Raises StateDamagedError."""
+        for part in _to_check(self._db):
+            found = self._db.execute(f"PRAGMA quick_check{part}").fetchone()[0]
+            if found != "ok":
+                raise damaged(self.path, found)
+
+    def faults(self, limit: int, *, quick: bool = False) -> tuple[str, ...]:
+        """Look at every page; returns what does not hold together, at most ``limit`` faults."""
+        found = self._db.execute(f"PRAGMA {'quick' if quick else 'integrity'}_check({limit})").fetchall()
+        return tuple(fault for (fault,) in found if fault != "ok")
 
     def confirm(self) -> None:
         """See that the files are still this daemon's. Raises StateError where another one may write, or has written."""
@@ -146,12 +172,20 @@ class StateFile:
             self._claim.confirm()
         if self._mirror is None:
             return
-        with self._written():
-            self._db.execute("BEGIN IMMEDIATE")  # so that no command beside us is between its two commits
-            try:
-                self._mirror.confirm(self.meta("revision"))
-            finally:
-                self._db.execute("ROLLBACK")
+        self._db.execute("BEGIN IMMEDIATE")  # so that no command beside us is between its two commits
+        try:
+            self._mirror.confirm(self.meta("revision"))
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def give_back(self) -> None:
+        """Let the filesystem have some of the free pages, where there are many; an outage may have left them."""
+        for db in [self._db] if self._mirror is None else [self._db, self._mirror.db]:
+            pages, free, page = (
+                db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+            )
+            if free * page > SPARE and 2 * free > pages:
+                db.execute(f"PRAGMA incremental_vacuum({GIVEN_BACK})").fetchall()
 
     def meta(self, key: str) -> str | None:
         """Return a setting of the table ``meta``."""
@@ -164,22 +198,15 @@ class StateFile:
 
     # --- inside
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StateError(
-                f"cannot write the state file {self.path}: {error}",
-                hint="Nothing was lost: free disk space and start again; the stream goes on at the last checkpoint.",
-            ) from error
-
     def _prepare(self, mirror: Path | None) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        # FULL: what is confirmed to PostgreSQL must survive a power cut, not only a crash of the process.
-        self._db.execute("PRAGMA synchronous = FULL")
         if _has_tables(self._db):
             _check_version(self._db, self.path)
+        else:
+            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # later it would take a VACUUM
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+        # FULL: what is confirmed to PostgreSQL must survive a power cut, not only a crash of the process.
+        self._db.execute("PRAGMA synchronous = FULL")
         known = _has_tables(self._db) and self.meta("mirrored") is not None
         other = Mirror.open(mirror, known=known) if mirror is not None else None
         try:
@@ -220,8 +247,7 @@ class StateFile:
         return lineage is not None and _has_tables(other.db) and other.lineage() == lineage
 
     def _check_and_create(self) -> None:
-        if self._db.execute("PRAGMA quick_check").fetchone() != ("ok",):
-            raise _damaged(self.path, None)
+        self.verify()
         if not _has_tables(self._db):
             with self.transaction():
                 for statement in (SCHEMA + LADDER + COPIES).split(";"):
@@ -251,6 +277,31 @@ class StateFile:
         return Lineage.parse(self.meta("writers"), self.meta("revision"))
 
 
+def set_aside(path: Path, why: str) -> Path:
+    """Move a database away, together with what SQLite keeps beside it; returns where it is now."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{why}-{number}")).exists():
+        number += 1
+    for end in COMPANIONS:
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + end).rename(aside.with_name(aside.name + end))
+    return aside
+
+
+def _to_check(db: Database) -> list[str]:
+    """Say what a start checks: all of the file, or in a large one all tables but the large ones."""
+    if size(db) <= WHOLE_CHECK:
+        return [""]
+    names = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return [f"('{name}')" for name in names if name not in LARGE_TABLES]
+
+
+def size(db: Database) -> int:
+    """Return the bytes of the database, free pages included."""
+    page, pages = (db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_size", "page_count"))
+    return int(page * pages)
+
+
 def _has_tables(db: sqlite3.Connection) -> bool:
     return bool(db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
@@ -264,24 +315,18 @@ def _is_blank(db: sqlite3.Connection) -> bool:
 
 
 def _check_version(db: sqlite3.Connection, path: Path, oldest: int = 1) -> int:
-    row = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone()
+    ours = db.execute("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'meta'").fetchone()[0]
+    row = db.execute("SELECT value FROM meta WHERE key = 'schema_version'").fetchone() if ours else None
     if row is None:
         raise StateError(f"{path} is not a state file of cdcsync", hint="Point [state] path at a file of its own.")
     version = int(row[0])
     if version > SCHEMA_VERSION:
         raise StateError(
             f"the state file {path} was written by a newer cdcsync (schema {version}, this one knows {SCHEMA_VERSION})",
-            hint="Upgrade cdcsync; an older one must not touch the file.",
+            hint=f"Upgrade cdcsync; an older one must not touch the file. To go back: move it away, and {REBUILD}.",
         )
     if version < oldest:
         raise StateError(
             f"the state file {path} is of an older cdcsync", hint="Start `cdcsync run` of this version first."
         )
     return version
-
-
-def _damaged(path: Path, error: Exception | None) -> StateError:
-    return StateError(
-        f"the state file {path} is damaged{f': {error}' if error else ''}",
-        hint="Keep a copy, remove it, drop the slot with `cdcsync slot drop`, and start again: rows are copied anew.",
-    )

@@ -15,6 +15,7 @@ from typing import Any
 
 from cdcsync.errors import MirrorError
 from cdcsync.lineage import Lineage
+from cdcsync.state_database import Database, is_full, trouble
 
 BUSY_SECONDS = 30.0
 """How long a transaction waits for somebody who reads the mirror."""
@@ -78,10 +79,15 @@ class Mirror:
             source.backup(self.db)
             self._leave_wal_mode()
 
-    def copy_to(self, target: sqlite3.Connection) -> None:
-        """Make ``target`` equal to the mirror, whole or not at all."""
+    def copy_to(self, target: Database) -> None:
+        """Make ``target`` equal to the mirror, whole or not at all. Raises StateError where it has no room."""
         with self._reported():
-            self.db.backup(target)
+            try:
+                self.db.backup(target)
+            except sqlite3.Error as error:
+                if is_full(target.path, error):  # only the target is written
+                    raise trouble(target.path, error) from error
+                raise
 
     def _leave_wal_mode(self) -> None:
         """Use a rollback journal; a copy of a database in WAL mode says that it is in WAL mode, too.

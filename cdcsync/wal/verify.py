@@ -9,14 +9,13 @@ from typing import Final
 
 import psycopg
 
-from cdcsync.errors import SourceError, SourceUnavailableError
+from cdcsync.errors import REBUILD, SourceError, SourceUnavailableError
 from cdcsync.model import format_lsn, parse_lsn
 from cdcsync.wal.catalog import VERSION_18, rows, server_version
 from cdcsync.wal.connect import Connection
 from cdcsync.wal.health import loss
 from cdcsync.wal.slot import PLUGIN, SlotIdentity, SlotInfo, System
 
-RESET: Final = "cdcsync slot reset, then start again; the resync sends only what differs"
 UNTRANSLATABLE: Final = frozenset({"22021", "22P05"})
 SETUP_CLASSES: Final = ("0A", "22", "42")
 """SQLSTATE classes that say that the command itself is not possible there."""
@@ -39,7 +38,7 @@ async def verify_publication(connection: Connection, name: str, *, made_anew: bo
 async def verify_slot(connection: Connection, slot: SlotInfo, since: int) -> None:
     """See that the slot can serve everything from ``since``, the durable position (0: wherever the slot is)."""
     if not slot.exists:
-        raise SourceError(f"there is no slot {slot.name!r}: changes were not kept for us", hint=RESET)
+        raise SourceError(f"there is no slot {slot.name!r}: changes were not kept for us", hint=REBUILD)
     if slot.slot_type != "logical" or slot.plugin != PLUGIN:
         kind = slot.plugin or slot.slot_type
         raise SourceError(f"slot {slot.name!r} is of another kind ({kind})", hint="choose another postgres.slot")
@@ -56,14 +55,14 @@ async def verify_slot(connection: Connection, slot: SlotInfo, since: int) -> Non
         )
     if slot.lost:
         cause, remedy = loss(slot)
-        raise SourceError(f"slot {slot.name!r} was invalidated: {cause}", hint=f"{remedy}; then {RESET}")
+        raise SourceError(f"slot {slot.name!r} was invalidated: {cause}", hint=f"{remedy}; then {REBUILD}")
     if standby and slot.synced:
         raise SourceUnavailableError(f"this server is a standby, and slot {slot.name!r} a copy of its primary's")
     if since and slot.confirmed_flush_lsn is not None and slot.confirmed_flush_lsn > since:
         raise SourceError(
             f"slot {slot.name!r} is at {format_lsn(slot.confirmed_flush_lsn)}, ahead of what is durable here"
             f" ({format_lsn(since)}): somebody advanced or re-created it, or this state file is an old copy",
-            hint=RESET,
+            hint=REBUILD,
         )
 
 
@@ -78,7 +77,7 @@ async def verify_system(
         raise SourceError(
             f"this is another cluster ({system.system_id}) than the one the state file belongs to"
             f" ({expected.system_id})",
-            hint="mend postgres.dsn; or, if the database was moved here, " + RESET,
+            hint="mend postgres.dsn; or, if the database was moved here, " + REBUILD,
         )
     if timeline is not None and system.timeline != timeline:
         left_at = await _left_at(replication, system.timeline, timeline)
@@ -87,14 +86,14 @@ async def verify_system(
                 f"the server's history (timeline {system.timeline}) does not contain ours: it left timeline {timeline}"
                 f" at {format_lsn(left_at or 0)}, and {format_lsn(since)} was read already. Rows were sent that may"
                 " never have happened there, and others may be missing",
-                hint=RESET,
+                hint=REBUILD,
             )
     if system.lsn < since:
         ends = f"the server's WAL ends at {format_lsn(system.lsn)}, before {format_lsn(since)}, which was read already:"
         ((standby,),) = await rows(replication, "SELECT pg_is_in_recovery()")
         if standby:
             raise SourceUnavailableError(f"{ends} this standby has yet to catch up")
-        raise SourceError(f"{ends} it was restored from a backup, or is not the primary of before", hint=RESET)
+        raise SourceError(f"{ends} it was restored from a backup, or is not the primary of before", hint=REBUILD)
 
 
 async def _left_at(replication: Connection, present: int, before: int) -> int | None:
@@ -123,18 +122,18 @@ def refusal(error: Exception, slot: str, publication: str) -> SourceUnavailableE
     if state == "42704":
         raise SourceError(
             f"the stream cannot go on: {text}",
-            hint=f"slot {slot!r} has reached a point at which publication {publication!r} did not exist: {RESET}",
+            hint=f"slot {slot!r} has reached a point at which publication {publication!r} did not exist: {REBUILD}",
         ) from error
     if state == "55000":
         raise SourceError(
-            f"slot {slot!r} cannot be used: {text}", hint=f"cdcsync slot show; if it is lost, {RESET}"
+            f"slot {slot!r} cannot be used: {text}", hint=f"cdcsync slot show; if it is lost, {REBUILD}"
         ) from error
     if state == "42501":
         raise SourceError(f"PostgreSQL refuses: {text}", hint="ALTER ROLE <user> REPLICATION;") from error
     if state in UNTRANSLATABLE:
         raise SourceError(
             "the stream cannot go on: a text in it has a character of the database's encoding that UTF-8 has not",
-            hint=f"mend the row (the server's log has the character), then {RESET}",
+            hint=f"mend the row (the server's log has the character), then {REBUILD}",
         ) from error
     if state[:2] in SETUP_CLASSES:
         raise SourceError(f"PostgreSQL refuses: {text}", hint="run cdcsync check") from error

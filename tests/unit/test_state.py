@@ -209,6 +209,7 @@ CREATE TABLE reject (
   last_lsn INTEGER NOT NULL, last_ordinal INTEGER NOT NULL, since REAL NOT NULL, latest REAL NOT NULL,
   code TEXT NOT NULL, field TEXT, message TEXT NOT NULL, at REAL NOT NULL,
   PRIMARY KEY (mapping, key)) WITHOUT ROWID;
+CREATE TABLE shape (id INTEGER PRIMARY KEY, fields TEXT NOT NULL UNIQUE);
 INSERT INTO relation VALUES (1, '[7, "public", "t", "d", [["id", 23, -1, true], ["a", 25, -1, false]]]');
 INSERT INTO journal VALUES (1, 'k', 0, 1, X'0002', 0, '["old", "on its way"]', 5, 1, 6, 2, 1.5, 2.5),
   (1, 'plain', 0, 1, X'0002', 0, NULL, 5, 1, 6, 2, 1.5, 2.5);
