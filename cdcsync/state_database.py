@@ -13,6 +13,10 @@ from cdcsync.errors import REBUILD, StateDamagedError, StateError, StateFullErro
 PRIMARY: Final = 0xFF
 """The part of SQLite's extended result codes that says what kind of failure it is."""
 UNWRITABLE: Final = frozenset({sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN})
+SPARE: Final = 256 << 20
+"""Bytes of free pages that a file may keep, as long as they are no more than those in use."""
+GIVEN_BACK: Final = 2_000
+"""Free pages that are given back to the filesystem at a time."""
 ROOM: Final = 1 << 20
 """A filesystem with less is full, whatever a failed write is called: SQLite reports some as errors of the device."""
 
@@ -29,6 +33,13 @@ class Database(sqlite3.Connection):
     def executemany(self, statement: str, rows: Iterable[Any]) -> _Cursor:
         """Run one statement for each of ``rows``."""
         return self.cursor(_Cursor).executemany(statement, rows)
+
+    def give_back(self) -> None:
+        """Let the filesystem have some of the free pages, where there are many."""
+        try:
+            give_back(self)
+        except sqlite3.Error as error:
+            raise trouble(self.path, error) from error
 
 
 class _Cursor(sqlite3.Cursor):
@@ -85,6 +96,16 @@ def connect(path: Path, *, read_only: bool = False, timeout: float = 5.0) -> Dat
         raise trouble(path, error) from error
     db.path = path
     return db
+
+
+def give_back(db: sqlite3.Connection) -> None:
+    """Let the filesystem have some of a database's free pages, where there are many."""
+    pages, free, page = (
+        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    if free * page > SPARE and 2 * free > pages:
+        # A step gives back one page, and has no columns: only a script is run to its end.
+        db.executescript(f"PRAGMA incremental_vacuum({GIVEN_BACK})")
 
 
 def trouble(path: Path, error: sqlite3.Error) -> StateError:

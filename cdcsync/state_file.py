@@ -25,10 +25,6 @@ LARGE_TABLES: Final = frozenset({"journal", "ledger", "met"})
 """Those that grow with the rows; in a file above ``WHOLE_CHECK`` a damaged page of theirs is found when it is read."""
 WAL_LIMIT: Final = 64 << 20
 """Bytes that the write-ahead log keeps on disk; it grows beyond while somebody reads for long."""
-SPARE: Final = 256 << 20
-"""Bytes of free pages that the file may keep, as long as they are no more than those in use."""
-GIVEN_BACK: Final = 2_000
-"""Free pages that are given back to the filesystem at a time."""
 
 
 class StateFile:
@@ -180,12 +176,9 @@ class StateFile:
 
     def give_back(self) -> None:
         """Let the filesystem have some of the free pages, where there are many; an outage may have left them."""
-        for db in [self._db] if self._mirror is None else [self._db, self._mirror.db]:
-            pages, free, page = (
-                db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-            )
-            if free * page > SPARE and 2 * free > pages:
-                db.execute(f"PRAGMA incremental_vacuum({GIVEN_BACK})").fetchall()
+        self._db.give_back()
+        if self._mirror is not None:
+            self._mirror.give_back()
 
     def meta(self, key: str) -> str | None:
         """Return a setting of the table ``meta``."""

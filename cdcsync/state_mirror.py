@@ -15,7 +15,7 @@ from typing import Any
 
 from cdcsync.errors import MirrorError
 from cdcsync.lineage import Lineage
-from cdcsync.state_database import Database, is_full, trouble
+from cdcsync.state_database import Database, give_back, is_full, trouble
 
 BUSY_SECONDS = 30.0
 """How long a transaction waits for somebody who reads the mirror."""
@@ -124,6 +124,11 @@ class Mirror:
         """End the transaction; it is on the mirror's disk when this returns."""
         with self._reported():
             self.db.execute("COMMIT")
+
+    def give_back(self) -> None:
+        """Let the filesystem have some of the free pages, where there are many."""
+        with self._reported():
+            give_back(self.db)
 
     def roll_back(self) -> None:
         """Undo the transaction, if there is one; what cannot be undone now is when the mirror is opened next."""

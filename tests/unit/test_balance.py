@@ -134,7 +134,10 @@ def test_the_file_alone_tells_where_its_changes_are(tmp_path: Path) -> None:
             Tick(
                 1,
                 Position(1, 1),
-                journal=[("m", "k", slot, row("k")) for slot in (WAITING, IN_BATCH, COLD)] + [("n", "k", 0, row("k"))],
+                journal=[
+                    *(("m", "k", slot, row("k")) for slot in (WAITING, IN_BATCH, COLD)),
+                    ("n", "k", WAITING, row("k")),
+                ],
                 counters=[
                     ("crm", "changes_in", 7),
                     ("crm", "applied", 4),
