@@ -343,9 +343,9 @@ def test_the_write_ahead_log_does_not_stay_large(tmp_path: Path, monkeypatch: py
     with reader.reading():
         reader.checkpoint()
         for number in range(10):
-            state.write(Tick(9, Position(9, 1), ledger=[("m", f"{number}-{key}", known(key)) for key in range(3_000)]))
+            state.write(Tick(9, Position(9, 1), ledger=[("m", f"{number}-{key}", known(key)) for key in range(9_000)]))
         log = path.with_name("state.db-wal")
-        assert log.stat().st_size > 1 << 20
+        assert log.stat().st_size > 4 << 20
     for number in range(3):
         state.write(Tick(number, Position(9, 1)))
     assert log.stat().st_size <= 256 << 10
