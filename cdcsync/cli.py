@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from cdcsync.cli_base import ConfigOption, JsonOption, known_mapping, load, run_to_end
+from cdcsync.cli_base import (
+    ConfigOption,
+    JsonOption,
+    active_elsewhere,
+    known_mapping,
+    load,
+    run_to_end,
+    snapshot_of,
+)
+from cdcsync.cli_proof import lag, wait
 from cdcsync.cli_rejects import rejects_app
 from cdcsync.cli_slot import slot_app
 from cdcsync.cli_state import state_app
-from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError, SourceUnavailableError
-
-if TYPE_CHECKING:
-    from cdcsync.config import Config
-    from cdcsync.status import Snapshot
+from cdcsync.errors import EXIT_BUG, EXIT_NOT_FINE, EXIT_OK, CdcsyncError
 
 app = typer.Typer(
     name="cdcsync",
@@ -104,25 +109,16 @@ def status(*, config: ConfigOption = None, json: JsonOption = False) -> None:
     from cdcsync.status_text import to_text
 
     loaded = load(config)
-    snapshot = _snapshot(loaded)
-    active = _active_elsewhere(loaded)
+    snapshot = snapshot_of(loaded)
+    active = active_elsewhere(loaded)
     if active is not None and not json:
         typer.echo(f"Standing by: active is {active}; what follows is from the mirror.")
     typer.echo(dumps(snapshot) if json else to_text(snapshot))
     raise typer.Exit(EXIT_OK if snapshot.ready else EXIT_NOT_FINE)
 
 
-@app.command()
-def lag(*, config: ConfigOption = None, json: JsonOption = False) -> None:
-    """Print one line per CRM: how far it is behind, in bytes, seconds and rows."""
-    from cdcsync.status_json import lag_json
-    from cdcsync.status_text import lag_text
-
-    snapshot = _snapshot(load(config))
-    for lane in snapshot.lanes:
-        typer.echo(lag_json(snapshot.source, lane) if json else lag_text(snapshot.source, lane))
-    if snapshot.source.server_lsn is None:
-        raise SourceUnavailableError(snapshot.source.last_error or "PostgreSQL has not been asked yet")
+app.command()(lag)
+app.command()(wait)
 
 
 @app.command()
@@ -230,30 +226,6 @@ def demo(
     from cdcsync.demo.run import run_demo
 
     raise typer.Exit(run_demo(seconds=seconds, seed=seed))
-
-
-def _snapshot(config: Config) -> Snapshot:
-    from cdcsync.report import SlotWatch, ask_daemon, stored_snapshot
-    from cdcsync.state import State
-
-    live = ask_daemon(config)
-    if live is not None:
-        return live
-    mirror = config.state.mirror if _active_elsewhere(config) is not None else None
-    state = State.read(mirror or config.state.path)
-    watch = SlotWatch(config.postgres)
-    run_to_end(watch.look())
-    snapshot = stored_snapshot(state, config, watch)
-    state.close()
-    return snapshot
-
-
-def _active_elsewhere(config: Config) -> str | None:
-    """Say which daemon has the mirror while none has this machine's state file, which then is an older copy."""
-    from cdcsync.claim import held_by
-
-    place = config.state
-    return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
 
 
 def _complain(error: CdcsyncError) -> None:

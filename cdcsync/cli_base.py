@@ -14,6 +14,7 @@ from cdcsync.errors import SourceError, SourceUnavailableError
 
 if TYPE_CHECKING:
     from cdcsync.config import Config
+    from cdcsync.status import Snapshot
 
 T = TypeVar("T")
 
@@ -71,3 +72,39 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         raise SourceError(
             f"PostgreSQL refused: {' '.join(str(error).split())}", hint="`cdcsync check` says which rights are missing."
         ) from error
+
+
+def snapshot_of(config: Config, *, ask_server: bool = True) -> Snapshot:
+    """Ask the daemon, or else the state file and, with ``ask_server``, PostgreSQL. Raises StateError."""
+    from cdcsync.report import SlotWatch, ask_daemon, stored_snapshot
+    from cdcsync.state import State
+
+    live = ask_daemon(config)
+    if live is not None:
+        return live
+    mirror = config.state.mirror if active_elsewhere(config) is not None else None
+    state = State.read(mirror or config.state.path)
+    watch = SlotWatch(config.postgres)
+    if ask_server:
+        run_to_end(watch.look())
+    snapshot = stored_snapshot(state, config, watch)
+    state.close()
+    return snapshot
+
+
+def active_elsewhere(config: Config) -> str | None:
+    """Say which daemon has the mirror while none has this machine's state file, which then is an older copy."""
+    from cdcsync.claim import held_by
+
+    place = config.state
+    return held_by(place.mirror) if place.mirror is not None and held_by(place.path) is None else None
+
+
+def lsn_of(text: str | None) -> int | None:
+    """Read an LSN that was given as an option. Raises BadParameter."""
+    from cdcsync.model import parse_lsn
+
+    try:
+        return None if text is None else parse_lsn(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not an LSN, such as 16/B374D848") from error

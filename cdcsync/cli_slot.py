@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cdcsync.cli_base import ConfigOption, ConfirmOption, JsonOption, confirm, load, run_to_end
+from cdcsync.cli_base import ConfigOption, ConfirmOption, JsonOption, confirm, load, lsn_of, run_to_end
 from cdcsync.errors import EXIT_NOT_FINE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def slot_advance(
     from cdcsync.slot_life import advance_slot, look, sentences
 
     loaded = load(config)
-    skip = run_to_end(look(loaded, _lsn(to)))
+    skip = run_to_end(look(loaded, lsn_of(to)))
     confirm("slot's name", loaded.postgres.slot, confirmed, sentences(loaded, skip))
     reached = run_to_end(advance_slot(loaded, skip.end))
     typer.echo(
@@ -139,12 +139,3 @@ def _nested(health: Health, notes: list[Note]) -> dict[str, object]:
         for copy in health.copies
     ]
     return {"standbys": standbys, "health": [dataclasses.asdict(note) for note in notes]}
-
-
-def _lsn(text: str | None) -> int | None:
-    from cdcsync.model import parse_lsn
-
-    try:
-        return None if text is None else parse_lsn(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not an LSN, such as 16/B374D848") from error

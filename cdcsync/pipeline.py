@@ -355,7 +355,12 @@ class Pipeline:
     @property
     def copying(self) -> bool:
         """Whether there is a copy, or one that was asked for just now, that nothing but time keeps from its end."""
-        return self._requested > self._taken_up or self.copies.pending
+        return self.comparing or self.copies.pending
+
+    @property
+    def comparing(self) -> bool:
+        """Whether a comparison was asked for just now that the copies do not know of yet."""
+        return self._requested > self._taken_up
 
     @property
     def retrying(self) -> bool:

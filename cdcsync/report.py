@@ -104,6 +104,11 @@ def ask_daemon(config: Config) -> status.Snapshot | None:
 
 def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
     """Describe what the state file holds, with the slot as PostgreSQL shows it; the daemon may be down."""
+    with state.reading():
+        return _stored_snapshot(state, config, watch)
+
+
+def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
     checkpoint = state.checkpoint()
     pending, oldest, reasons = state.pending(), state.oldest(), state.parked.groups()
     paused = state.paused()
@@ -121,6 +126,7 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
                 kind=crm.kind,
                 state=_stored_state([entry.name in paused for entry in mine], connected=connected),
                 applied_lsn=Lsn(min([lsn - 1 for lsn, _ in first] + [checkpoint.durable_lsn])),
+                applied_time=dt.datetime.fromtimestamp(min(since for _, since in first), dt.UTC) if first else None,
                 lag_seconds=max([time.time() - since for _, since in first], default=0.0),
                 pending=sum(pending.get(entry.name, 0) for entry in mine),
                 rejected=rejected,
@@ -215,6 +221,7 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
         rejected=route.backlog.rejected,
         applied=route.applied,
         paused=route.paused,
+        incomplete=_live_incomplete(route, pipeline),
         backfill=_live_copy(route, pipeline.copies.of(route.name)),
         rejects=tuple(
             status.RejectGroup(code=code, field=field, rows=rows)
@@ -244,9 +251,28 @@ def _stored_map(
         rejected=sum(group.rows for group in groups),
         applied=counters.get(f"applied:{entry.name}", 0),
         paused=state.paused().get(entry.name),
+        incomplete=_stored_incomplete(entry, state),
         backfill=_stored_copy(entry, state.last_copy(entry.name)),
         rejects=groups,
     )
+
+
+def _live_incomplete(route: Route, pipeline: Pipeline) -> bool:
+    """Whether changes may be missing, but for those that wait or are parked. What a person asked for finds few."""
+    copy = pipeline.copies.of(route.name)
+    uncopied = route.config.backfill and not route.whole
+    return uncopied or route.passes_over or pipeline.comparing or (copy is not None and _makes_up(copy.entry))
+
+
+def _makes_up(copy: CopyState) -> bool:
+    """Whether a copy makes up for what went unseen."""
+    return copy.whole and copy.asker != "person"
+
+
+def _stored_incomplete(entry: MapConfig, state: State) -> bool:
+    uncopied = entry.backfill and not state.copied(entry.name)
+    passed_over = state.drift_mark(entry.name) == "passed over"
+    return uncopied or passed_over or any(c.mapping == entry.name and _makes_up(c) for c in state.copies())
 
 
 def _live_copy(route: Route, copy: Copy | None) -> status.Backfill:

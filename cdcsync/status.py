@@ -183,7 +183,10 @@ class RejectGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapStatus:
-    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name; ``paused`` says why it is."""
+    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name; ``paused`` says why it is.
+
+    ``incomplete``: rows may be missing in the CRM that are neither pending nor parked, until all of them are copied.
+    """
 
     name: str
     table: str
@@ -193,6 +196,7 @@ class MapStatus:
     rejected: int = 0
     applied: int = 0
     paused: str | None = None
+    incomplete: bool = False
     backfill: Backfill = Backfill()
     rejects: tuple[RejectGroup, ...] = ()
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from cdcsync.model import Lsn, format_lsn, parse_lsn
+from cdcsync.proof import Proof, prove
 from cdcsync.status import LaneStatus, Snapshot, SourceStatus
 
 FORMAT = 1
@@ -24,7 +25,8 @@ FORMAT = 1
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
     """Turn a snapshot into a value that ``json.dumps`` takes."""
     head = {"format": FORMAT, "sentence": snapshot.sentence, "in_step": snapshot.in_step}
-    return head | dict(_encode(snapshot))
+    lanes = [_encode(lane) | {"proof": proof_fields(prove(snapshot, lane))} for lane in snapshot.lanes]
+    return head | dict(_encode(snapshot)) | {"lanes": lanes}
 
 
 def from_json(document: dict[str, Any]) -> Snapshot:
@@ -41,6 +43,17 @@ def from_json(document: dict[str, Any]) -> Snapshot:
 def dumps(snapshot: Snapshot) -> str:
     """Print a snapshot as an indented JSON document."""
     return json.dumps(to_json(snapshot), indent=2, ensure_ascii=False)
+
+
+def proof_fields(proof: Proof) -> dict[str, Any]:
+    """Turn what is known of a CRM into a value that ``json.dumps`` takes."""
+    return dict(_encode(proof)) | {"excepted": proof.excepted, "sentence": proof.sentence}
+
+
+def wait_json(proof: Proof, lsn: int) -> str:
+    """Print whether a CRM is current as of ``lsn`` as a line of JSON."""
+    head = {"format": FORMAT, "lsn": format_lsn(lsn), "current": proof.covers(lsn)}
+    return json.dumps(head | proof_fields(proof), ensure_ascii=False)
 
 
 def lag_json(source: SourceStatus, lane: LaneStatus) -> str:

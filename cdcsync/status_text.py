@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from cdcsync.model import format_lsn
+from cdcsync.proof import prove
 from cdcsync.status import (
     LaneStatus,
     MapStatus,
@@ -22,6 +23,7 @@ from cdcsync.status import (
 def to_text(snapshot: Snapshot) -> str:
     """Render a snapshot; ends without a newline."""
     parts = [snapshot.sentence, "", _source(snapshot.source), "", table(LANE_HEADER, map(_lane, snapshot.lanes))]
+    parts += [f"  {lane.name} is {prove(snapshot, lane).sentence}" for lane in snapshot.lanes]
     parts += _notes(snapshot.lanes)
     parts += ["", table(MAP_HEADER, map(_map, snapshot.maps))]
     parts += [f"  {entry.name} is paused: {entry.paused}" for entry in snapshot.maps if entry.paused is not None]

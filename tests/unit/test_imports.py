@@ -31,6 +31,7 @@ PURE = (
     "backoff",
     "books",
     "status",
+    "proof",
     "status_json",
     "status_text",
     "wal.decode",

@@ -9,8 +9,10 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cdcsync import parents
 from cdcsync.metrics import to_prometheus
 from cdcsync.model import Lsn
+from cdcsync.proof import PARENT_MISSING, prove
 from cdcsync.status import (
     Backfill,
     Counters,
@@ -25,7 +27,7 @@ from cdcsync.status import (
     duration,
     size,
 )
-from cdcsync.status_json import dumps, from_json, to_json
+from cdcsync.status_json import dumps, from_json, to_json, wait_json
 from cdcsync.status_text import table, to_text
 
 NOW = dt.datetime(2026, 11, 2, 12, 30, tzinfo=dt.UTC)
@@ -218,6 +220,48 @@ def test_json_form_is_the_documented_one() -> None:
     assert document["lanes"][0]["applied_time"] == "2026-11-02T12:30:00+00:00"
     assert document["lanes"][0]["balanced"] is True
     assert document["lanes"][1]["applied_time"] is None
+
+
+class TestProof:
+    """What is claimed of a CRM, and what is excepted from it."""
+
+    def test_the_words_are_the_same_everywhere(self) -> None:
+        """Position, time and exceptions stand in the text, in the JSON of the status and in that of a wait."""
+        groups = (RejectGroup(code="BAD", field=None, rows=2), RejectGroup(code=PARENT_MISSING, field=None, rows=1))
+        snapshot = make(lanes=(with_rejects(3),), maps=(dataclasses.replace(CONTACTS, rejected=3, rejects=groups),))
+        words = "current as of LSN 1/A0 (2026-11-02 12:30:00 UTC), except 3 rows (2 rejected, 1 waiting for a parent)"
+        proof = prove(snapshot, snapshot.lanes[0])
+        assert proof.sentence == words
+        assert f"  salesforce is {words}" in to_text(snapshot).splitlines()
+        entry = to_json(snapshot)["lanes"][0]["proof"]
+        assert (entry["sentence"], entry["as_of"], entry["excepted"], entry["waiting"]) == (words, "1/A0", 3, 1)
+        line = json.loads(wait_json(proof, 0x1_0000_0090))
+        assert (line["format"], line["lsn"], line["current"], line["sentence"]) == (1, "1/90", True, words)
+        assert not json.loads(wait_json(proof, 0x1_0000_00A1))["current"]
+        assert PARENT_MISSING == parents.PARENT_MISSING
+
+    def test_without_exceptions_there_are_no_words_for_them(self) -> None:
+        """The time is left out where it is not known."""
+        assert prove(make(), HUBSPOT).sentence == "current as of LSN 1/0"
+
+    def test_paused_rows_hold_the_position(self) -> None:
+        """They are no exceptions: what was committed before them is settled, and they are said to stand in the way."""
+        snapshot = make(maps=(dataclasses.replace(CONTACTS, paused="by hand"),))
+        proof = prove(snapshot, SALESFORCE)
+        assert proof.sentence.endswith("UTC); 7 paused rows hold it there")
+        assert proof.obstacles == "7 rows pending, 7 paused"
+        assert proof.covers(0x1_0000_00A0)
+
+    def test_a_mapping_that_is_not_copied_proves_nothing(self) -> None:
+        """Its rows may be missing whatever the position is; so it is where the books do not balance."""
+        snapshot = make(maps=(dataclasses.replace(CONTACTS, incomplete=True),))
+        proof = prove(snapshot, SALESFORCE)
+        assert proof.sentence.endswith("UTC), except what is still to be copied of customers")
+        assert not proof.covers(1)
+        lost = dataclasses.replace(SALESFORCE, pending=6)
+        proof = prove(make(lanes=(lost,)), lost)
+        assert proof.sentence == "not known to be current: 1 change unaccounted for"
+        assert not proof.covers(1)
 
 
 def test_json_of_another_format_is_refused() -> None:
