@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cdcsync.cli_base import ConfigOption, JsonOption, load, lsn_of, run_to_end, snapshot_of
-from cdcsync.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_TRY_LATER, SourceUnavailableError
+from cdcsync.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_TRY_LATER, SourceUnavailableError, StateAbsentError
 
 if TYPE_CHECKING:
     from cdcsync.config import Config
@@ -67,17 +67,30 @@ def wait(
 
 
 def _wait(config: Config, names: Sequence[str], target: int, seconds: float) -> list[Proof]:
-    """Look again and again until all are current, or that cannot come true, or time is up; returns the last look."""
-    from cdcsync.proof import prove
+    """Look again and again until all are current, or that cannot come true, or time is up; returns the last look.
 
+    Raises StateAbsentError if there is nothing to look at by then.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        snapshot = snapshot_of(config, ask_server=False)
-        proofs = [prove(snapshot, lane) for lane in snapshot.lanes if lane.name in names]
-        settled = [proof for proof in proofs if proof.covers(target) or proof.unaccounted]
-        if len(settled) == len(names) or time.monotonic() >= deadline:
-            return proofs
-        time.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        late = time.monotonic() >= deadline
+        try:
+            proofs = _look(config, names)
+        except StateAbsentError:  # the daemon may be about to start
+            if late:
+                raise
+        else:
+            settled = [proof for proof in proofs if proof.covers(target) or proof.unaccounted]
+            if late or len(settled) == len(names):
+                return proofs
+        time.sleep(POLL_SECONDS)
+
+
+def _look(config: Config, names: Sequence[str]) -> list[Proof]:
+    from cdcsync.proof import prove
+
+    snapshot = snapshot_of(config, ask_server=False)
+    return [prove(snapshot, lane) for lane in snapshot.lanes if lane.name in names]
 
 
 def _verdict(proofs: Sequence[Proof], target: int, timeout: str, *, strict: bool) -> int:

@@ -375,6 +375,8 @@ class Copies:
         if error is None:
             self._log.info("copy done", map=copy.route.name, rows=copy.entry.rows)
             copy.route.whole = copy.route.whole or copy.entry.whole
+            if copy.entry.makes_up:
+                copy.route.copied_to = self._around.position
             copy.route.read = copy.entry.rows
             copy.lane.look_again(copy.route)
 

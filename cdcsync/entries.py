@@ -166,6 +166,11 @@ class CopyState:
         """Whether all rows of the mapping are copied."""
         return self.condition is None and not self.keys
 
+    @property
+    def makes_up(self) -> bool:
+        """Whether rows that it reads may be missing in the CRM; what a person asks for finds few."""
+        return self.whole and self.asker != "person"
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:

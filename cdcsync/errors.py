@@ -81,6 +81,12 @@ class StateError(CdcsyncError):
     exit_code = EXIT_NOT_FINE
 
 
+class StateAbsentError(StateError):
+    """There is no state file, or nothing in it yet."""
+
+    code = "state-absent"
+
+
 class StateDamagedError(StateError):
     """The state file does not hold together as a database any more."""
 

@@ -150,6 +150,8 @@ class Pipeline:
         """Add a lane, with what the state file holds of it."""
         lane.restore(self.state)
         lane.rejects.retries.heed(self.state.parked.requests())
+        for route in lane.routes:
+            route.copied_to = self.state.copied_to(route.name)
         self.lanes.append(lane)
         self._check_balance()
 

@@ -134,7 +134,10 @@ def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.S
                 counters=_counters(counters, requests=0),
             )
         )
-        maps += [_stored_map(entry, state, pending, reasons, counters) for entry in mine]
+        maps += [
+            _stored_map(entry, state, pending, reasons, counters, oldest=oldest.get(entry.name, (None,))[0])
+            for entry in mine
+        ]
     return status.Snapshot(
         version=__version__,
         generated=dt.datetime.now(dt.UTC),
@@ -236,6 +239,8 @@ def _stored_map(
     pending: Mapping[str, int],
     reasons: Sequence[RejectGroup],
     counters: Mapping[str, int],
+    *,
+    oldest: int | None,
 ) -> status.MapStatus:
     groups = tuple(
         status.RejectGroup(code=group.code, field=group.field, rows=group.rows)
@@ -251,7 +256,7 @@ def _stored_map(
         rejected=sum(group.rows for group in groups),
         applied=counters.get(f"applied:{entry.name}", 0),
         paused=state.paused().get(entry.name),
-        incomplete=_stored_incomplete(entry, state),
+        incomplete=_stored_incomplete(entry, state, oldest),
         backfill=_stored_copy(entry, state.last_copy(entry.name)),
         rejects=groups,
     )
@@ -259,20 +264,18 @@ def _stored_map(
 
 def _live_incomplete(route: Route, pipeline: Pipeline) -> bool:
     """Whether changes may be missing, but for those that wait or are parked. What a person asked for finds few."""
-    copy = pipeline.copies.of(route.name)
+    copy, oldest = pipeline.copies.of(route.name), route.backlog.oldest()
     uncopied = route.config.backfill and not route.whole
-    return uncopied or route.passes_over or pipeline.comparing or (copy is not None and _makes_up(copy.entry))
+    copying = pipeline.comparing or (copy is not None and copy.entry.makes_up)
+    # A copied row has the position at which it was read, and may have been committed long before.
+    return uncopied or route.passes_over or copying or (oldest is not None and oldest <= route.copied_to)
 
 
-def _makes_up(copy: CopyState) -> bool:
-    """Whether a copy makes up for what went unseen."""
-    return copy.whole and copy.asker != "person"
-
-
-def _stored_incomplete(entry: MapConfig, state: State) -> bool:
+def _stored_incomplete(entry: MapConfig, state: State, oldest: int | None) -> bool:
     uncopied = entry.backfill and not state.copied(entry.name)
     passed_over = state.drift_mark(entry.name) == "passed over"
-    return uncopied or passed_over or any(c.mapping == entry.name and _makes_up(c) for c in state.copies())
+    copying = any(copy.mapping == entry.name and copy.makes_up for copy in state.copies())
+    return uncopied or passed_over or copying or (oldest is not None and oldest <= state.copied_to(entry.name)[0])
 
 
 def _live_copy(route: Route, copy: Copy | None) -> status.Backfill:

@@ -14,7 +14,7 @@ from cdcsync.drift import Drift, mapped_types, shape_drift, table_drift, what_is
 from cdcsync.entries import DriftMark, Seen
 from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
-from cdcsync.model import Relation, Target
+from cdcsync.model import START, Position, Relation, Target
 from cdcsync.plan import Shape
 from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
@@ -42,6 +42,8 @@ class Route:
     """By foreign keys that the config does not speak of."""
     whole: bool = False
     """Whether all rows of the table were copied once."""
+    copied_to: Position = START
+    """Rows that wait, with positions up to here, may be of the last copy of all rows."""
     read: int = 0
     """Rows that the last finished copy read."""
     emitted: int = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import structlog
 
 from cdcsync.config import Config
-from cdcsync.errors import REBUILD, SourceError, StateDamagedError, StateError
+from cdcsync.errors import REBUILD, SourceError, StateAbsentError, StateDamagedError, StateError
 from cdcsync.model import format_lsn
 from cdcsync.service import prepare
 from cdcsync.state import State
@@ -84,7 +84,7 @@ def sentences(config: Config, skip: Skip) -> list[str]:
         unread = size(max(0, skip.end - skip.start))
         lines = [f"This skips {unread} of WAL that was not read ({format_lsn(skip.start)} to {format_lsn(skip.end)})."]
     lines.append("The next start reads every mapped table and makes up for it, rows deleted meanwhile included.")
-    if (unknown := _what_is_unknown(config)) is not None:
+    if skip.exists and (unknown := _what_is_unknown(config)) is not None:
         lines.append(unknown)
     uncopied = [entry.name for entry in config.maps if not entry.backfill]
     if uncopied:
@@ -136,13 +136,15 @@ def _what_is_unknown(config: Config) -> str | None:
     try:
         with contextlib.closing(State.read(path)) as state:
             state.verify()
-            return None
+            if not state.blank:
+                return None
+            what = f"The state file {path} is new"
     except StateDamagedError:
         what = f"The state file {path} is damaged; it is moved aside"
-    except StateError:
-        if path.exists() and path.stat().st_size:
-            return None  # an older schema, which is migrated
+    except StateAbsentError:
         what = f"There is no state file {path}"
+    except StateError:
+        return None  # of an older schema, which is migrated, or one that is refused
     if mirror is not None:
         return f"{what}, and made anew from its mirror."
     return f"{what}. Rows that were deleted since it was lost stay in the CRM: nothing else knows that they were sent."

@@ -149,6 +149,7 @@ class State:
 
     def _copy_anew(self, reason: str) -> None:
         self._db.execute("DELETE FROM met")
+        self._db.execute("DELETE FROM meta WHERE key LIKE 'copied:%'")
         self._db.execute("DELETE FROM copy WHERE asker = 'config' OR finished IS NOT NULL")
         self._db.execute(
             "UPDATE copy SET started = 0, cursor = NULL, rows = 0, read = 0, sweep = sweep OR (condition IS NULL)"
@@ -344,6 +345,11 @@ class State:
         query = f"SELECT 1 FROM copy WHERE mapping = ? AND finished IS NOT NULL AND error IS NULL AND {_WHOLE_TABLE}"  # noqa: S608 — constant
         return self._db.execute(query, (mapping,)).fetchone() is not None
 
+    def copied_to(self, mapping: str) -> Position:
+        """Return the position up to which rows that wait may be of a copy, with all that had happened before it."""
+        text = self._meta(f"copied:{mapping}")
+        return Position(*json.loads(text)) if text else START
+
     def begin_copy(self, number: int) -> CopyState:
         """Note that a copy begins, so that later requests are not taken into it; returns it as it is now."""
         with self._transaction():
@@ -398,6 +404,8 @@ class State:
                 (entry.mapping, error is None),
             )
             self._db.execute("UPDATE copy SET finished = ?, error = ? WHERE id = ?", (now, error, entry.id))
+            if error is None and entry.makes_up:
+                self._set_meta(f"copied:{entry.mapping}", json.dumps(list(self.checkpoint().position)))
 
     # --- the tick
 
@@ -545,6 +553,11 @@ class State:
         """See one state of the file in several questions, beside a daemon that writes."""
         with self._db.reading():
             yield
+
+    @property
+    def blank(self) -> bool:
+        """Whether the file never belonged to a slot, and knows no mapping."""
+        return self._db.blank
 
     def verify(self) -> None:
         """Check as a start does. Raises StateDamagedError."""

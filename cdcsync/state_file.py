@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from cdcsync.claim import Claim
-from cdcsync.errors import REBUILD, MirrorError, StateError
+from cdcsync.errors import REBUILD, MirrorError, StateAbsentError, StateError
 from cdcsync.lineage import Lineage, next_revision
 from cdcsync.state_database import Database, connect, damaged, unwritable
 from cdcsync.state_mirror import Mirror
@@ -67,14 +67,13 @@ class StateFile:
     @classmethod
     def read(cls, path: Path, oldest: int = SCHEMA_VERSION) -> StateFile:
         """Open an existing file read-only, beside a running daemon. Raises StateError, also below schema ``oldest``."""
-        if not path.exists() or not path.stat().st_size:
-            raise StateError(
-                f"there is no state file at {path}",
-                hint=f"Has `cdcsync run` been started with this config? If the file was lost: {REBUILD}.",
-            )
+        if not path.exists():
+            raise _absent(path)
         db = connect(path, read_only=True)
         file = cls(db, path)
         try:
+            if not _has_tables(db):
+                raise _absent(path)
             _check_version(db, path, oldest)
         except StateError:
             file.close()
@@ -149,6 +148,11 @@ class StateFile:
             yield
         finally:
             self._db.execute("ROLLBACK")
+
+    @property
+    def blank(self) -> bool:
+        """Whether the file holds nothing of worth."""
+        return _is_blank(self._db)
 
     def verify(self) -> None:
         """See that the file holds together, as far as a start looks. Raises StateDamagedError."""
@@ -268,6 +272,13 @@ class StateFile:
 
     def _lineage(self) -> Lineage | None:
         return Lineage.parse(self.meta("writers"), self.meta("revision"))
+
+
+def _absent(path: Path) -> StateAbsentError:
+    return StateAbsentError(
+        f"there is no state file at {path}",
+        hint=f"Has `cdcsync run` been started with this config? If the file was lost: {REBUILD}.",
+    )
 
 
 def set_aside(path: Path, why: str) -> Path:
