@@ -15,7 +15,7 @@ from cdcsync.model import Lsn, format_lsn
 from cdcsync.status import LaneStatus, Snapshot, count
 
 PARENT_MISSING: Final = "parent-missing"
-"""The code of rows that are parked until the record that they refer to is there (``parents``)."""
+"""The code of rows that are parked until the record that they refer to is there (``rejects``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -183,7 +183,7 @@ class State:
                     "INSERT OR REPLACE INTO counter VALUES (?, 'coalesced', ?)",
                     (balance.lane, balance.coalesced + balance.pending + balance.rejected),
                 )
-            for table in ("journal", "reject", "job", "horizon"):
+            for table in ("journal", "reject", "reject_request", "job", "horizon"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 — our names
             self._db.execute(
                 "UPDATE ledger SET crm_id = NULL, shape = ?, hashes = X'', links = NULL", (self._shape_id(()),)

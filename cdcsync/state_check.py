@@ -19,6 +19,7 @@ TABLES: Final = (
     "journal",
     "ledger",
     "reject",
+    "reject_request",
     "job",
     "copy",
     "met",

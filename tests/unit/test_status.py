@@ -9,7 +9,7 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cdcsync import parents
+from cdcsync import rejects
 from cdcsync.metrics import to_prometheus
 from cdcsync.model import Lsn
 from cdcsync.proof import PARENT_MISSING, prove
@@ -238,7 +238,7 @@ class TestProof:
         line = json.loads(wait_json(proof, 0x1_0000_0090))
         assert (line["format"], line["lsn"], line["current"], line["sentence"]) == (1, "1/90", True, words)
         assert not json.loads(wait_json(proof, 0x1_0000_00A1))["current"]
-        assert PARENT_MISSING == parents.PARENT_MISSING
+        assert PARENT_MISSING == rejects.PARENT_MISSING
 
     def test_without_exceptions_there_are_no_words_for_them(self) -> None:
         """The time is left out where it is not known."""
