@@ -316,7 +316,7 @@ def test_version_needs_nothing() -> None:
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["cdcsync", "libpq", "Python"]
 
 
-@pytest.mark.parametrize("command", ["run", "status", "slot", "check", "resync", "demo"])
+@pytest.mark.parametrize("command", ["run", "status", "slot", "state", "wait", "lag", "check", "resync", "demo"])
 def test_help_loads_nothing_heavy(command: str) -> None:
     """Help answers without loading the driver, the vendors' clients or the servers."""
     program = (
