@@ -242,6 +242,7 @@ def test_a_permit_waits_for_what_hinders_sending(running: LoopThread) -> None:
         running.loop, RateController(ceiling=50), "crm", obstacle=lambda: "not now" if hindered.is_set() else ""
     )
     sending = within(running, limiter, hindered.set, limiter.wait)
+    until(hindered.is_set)  # the permit is there; before that, who waits is who asks for it
     until(lambda: running.call(lambda: limiter.status().waiting) == 1)
     assert not sending.done()
     hindered.clear()
