@@ -25,7 +25,7 @@ from psycopg import sql
 from cdcsync.clock import Clock
 from cdcsync.coalesce import Event, shown
 from cdcsync.config import MapConfig
-from cdcsync.entries import CopyState, Tick
+from cdcsync.entries import CopyState, PausedBy, Tick
 from cdcsync.errors import ConfigError, SourceError, SourceUnavailableError
 from cdcsync.lane import Lane
 from cdcsync.model import Change, ChangeKind, Position, Relation
@@ -43,9 +43,6 @@ Make: TypeAlias = Callable[[Route, CopyState], Awaitable[Backfill]]
 COPY_ROOM = 20_000
 """Rows that a lane may have pending before a copy waits."""
 SWEEP_PAGE = 5_000
-SWEEP_FREELY = 100
-SWEEP_SHARE = 0.1
-"""So many records, or that share of a mapping's, may a sweep delete that nobody was told of; beyond both it asks."""
 LOOK_SECONDS = 0.2
 RETRY_SECONDS = 2.0
 
@@ -73,7 +70,7 @@ class Surroundings(Protocol):
     async def on_file(self, work: Callable[[State], T]) -> T:
         """Run ``work`` on the state file, in the file's thread."""
 
-    def pause(self, route: Route, reason: str) -> None:
+    def pause(self, route: Route, reason: str, by: PausedBy = "daemon") -> None:
         """Pause a mapping until a person resumes it."""
 
     async def tick(self) -> None:
@@ -111,6 +108,11 @@ class Copy:
         """The table as the copy reads it now."""
         assert self.backfill is not None  # noqa: S101 — for the type checker; nothing is read before it is made
         return self.backfill.relation
+
+    @property
+    def told(self) -> bool:
+        """Whether a person knows what the copy deletes at its end, and lets it."""
+        return self.asked or self.entry.asker == "person"
 
     def meet(self, keys: Iterable[str | None]) -> None:
         """Note that rows with these keys exist, or that the stream has to do with them."""
@@ -327,8 +329,9 @@ class Copies:
         """
         if copy.entry.keys:
             number = copy.entry.id
+            position = await self._position(copy)
             met = await self._around.after_tick(lambda state: state.met(number))
-            deleted = self._delete(copy, [key for key in copy.entry.keys if key not in met])
+            deleted = self._delete(copy, [key for key in copy.entry.keys if key not in met], position)
         else:
             deleted = await self._sweep_all(copy)
         await self._around.tick()
@@ -337,34 +340,43 @@ class Copies:
     async def _ask_first(self, copy: Copy) -> None:
         """Pause a mapping whose sweep would delete many records; to resume it is to say that they may go."""
         unmet, known = await self._around.after_tick(methodcaller("count_unmet", copy.entry))
-        if copy.entry.asker == "person" or copy.asked or unmet <= max(SWEEP_FREELY, SWEEP_SHARE * known):
+        if copy.told or await copy.lane.deletes.lets(copy.route, unmet):
             return
         copy.asked = True
         self._around.pause(
             copy.route,
             f"{unmet} of {known} records have no row in {copy.shape.table} any more ({copy.entry.reason});"
             f" cdcsync resume {copy.route.name} deletes them",
+            by="sweep",
         )
         raise Paused
+
+    async def _position(self, copy: Copy) -> Position:
+        """Return the position that a sweep's next deletes are fed with; where a person was told of them, they may go."""
+        position = self._around.position
+        if copy.told:
+            await copy.lane.deletes.let_go(copy.route, position)
+        return position
 
     async def _sweep_all(self, copy: Copy) -> int:
         await self._ask_first(copy)
         deleted, start = 0, ""
         while True:
             await self._room(copy)
+            position = await self._position(copy)
             page = await self._around.after_tick(methodcaller("unmet", copy.entry, start, SWEEP_PAGE))
-            deleted += self._delete(copy, [key for key in page if _gone(copy.route, key)])
+            deleted += self._delete(copy, [key for key in page if _gone(copy.route, key)], position)
             if len(page) < SWEEP_PAGE:
                 return deleted
             start = page[-1] + "\0"
 
-    def _delete(self, copy: Copy, keys: Iterable[str]) -> int:
+    def _delete(self, copy: Copy, keys: Iterable[str], position: Position) -> int:
         """Feed deletes of keys that were not met before the last tick, nor since."""
         gone = [key for key in keys if key not in copy.met]
         now = self._around.clock.time()
         for key in gone:
             change = Change(ChangeKind.DELETE, copy.shape, None)
-            copy.lane.feed(copy.route, Event(change, key, None, self._around.position, now, copied=True))
+            copy.lane.feed(copy.route, Event(change, key, None, position, now, copied=True))
         return len(gone)
 
     async def _finish(self, copy: Copy, error: str | None = None) -> None:

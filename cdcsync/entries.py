@@ -17,6 +17,21 @@ Asker: TypeAlias = Literal["config", "daemon", "person"]
 """Who wants a copy; of two requests that become one the later in this order counts."""
 
 
+PausedBy: TypeAlias = Literal["person", "daemon", "deletes", "sweep"]
+"""Who paused: a person, the daemon for something it saw, or the daemon to ask about deletes: those that wait, or those
+that a copy found at its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Why a mapping or a CRM is paused, since when (Unix time), and by whom (``who``: a person's user@host)."""
+
+    reason: str
+    since: float
+    by: PausedBy = "person"
+    who: str = ""
+
+
 class Identity(NamedTuple):
     """What the checkpoint is bound to: a stream position means nothing to another cluster, database or slot."""
 
@@ -206,7 +221,7 @@ class Tick:
     resyncs: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
     rereads: list[tuple[str, Sequence[str], float]] = field(default_factory=list)  # mapping, keys, Unix time
     linked: list[tuple[str, str]] = field(default_factory=list)  # mapping, key: associations are settled
-    pauses: list[tuple[str, str, float]] = field(default_factory=list)  # mapping, reason, Unix time
+    pauses: list[tuple[str, Pause]] = field(default_factory=list)  # mapping
     seen: list[tuple[str, Seen]] = field(default_factory=list)  # mapping: the table as it fits, without a mark
     drifted: list[tuple[str, DriftMark]] = field(default_factory=list)  # mapping
     paces: list[tuple[str, str]] = field(default_factory=list)  # lane: what its limiter remembers, as JSON

@@ -94,11 +94,11 @@ async def survey(connection: Connection, config: Config, state: State, types: di
     drift. ``types`` is filled with those of users. Raises SourceError for drift that is to fail, and psycopg's errors.
     """
     types.update(await load_types(connection))
-    paused = state.paused()
+    paused = state.pauses.standing()
     found = []
     for one in order(config.maps):
         route = Route(one, types)
-        route.paused = paused.get(one.name)
+        route.paused = paused.of(one.name, one.crm)
         route.seen, route.drift_mark = state.seen(one.name), state.drift_mark(one.name)
         found.append(await _find(connection, config.postgres.publication, route))
         if found[-1].drift is not None and one.on_drift == "fail":

@@ -36,7 +36,8 @@ from cdcsync.books import Books
 from cdcsync.clock import Clock
 from cdcsync.coalesce import Event, PendingRow
 from cdcsync.deferral import Deferral
-from cdcsync.entries import Known, Tick
+from cdcsync.delete_guard import DeleteGuard
+from cdcsync.entries import Known, Pause, PausedBy, Tick
 from cdcsync.errors import (
     CredentialsError,
     DestinationError,
@@ -99,8 +100,11 @@ class Surroundings(Protocol):
     def reread(self, route: Route, key: str) -> None:
         """Let a row be read from its table, if the config allows that."""
 
-    def pause(self, route: Route, reason: str) -> None:
+    def pause(self, route: Route, reason: str, by: PausedBy = "daemon") -> None:
         """Pause a mapping until a person resumes it."""
+
+    def pause_of(self, route: Route) -> Pause | None:
+        """Return the pause of a mapping itself."""
 
     def next_job(self) -> int:
         """Return a number for a new bulk job; no two unsettled jobs of any lane share one."""
@@ -156,6 +160,7 @@ class Lane:
         self.rejects = Rejects(self)
         self.parents = Parents(self)
         self.deferral = Deferral(self)
+        self.deletes = DeleteGuard(self)
         self.sizes = BatchSizes(destination.limits.batch)
 
     # --- what comes in
@@ -450,6 +455,7 @@ class Lane:
             self.rejects.park(route, row, rejected)
         for row in plan.nothing:
             self._suppress(route, row)
+        plan.drafts = await self.deletes.admit(route, plan.drafts)
         groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
         return [(op, drafts) for op, drafts in groups if drafts]
 

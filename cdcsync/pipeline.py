@@ -20,7 +20,7 @@ from cdcsync.clock import Clock, SystemClock
 from cdcsync.coalesce import Event, complete_from_old, is_partial
 from cdcsync.copies import Copies
 from cdcsync.drift import Drift
-from cdcsync.entries import DriftMark, Seen, Tick
+from cdcsync.entries import DriftMark, Pause, PausedBy, Seen, Tick
 from cdcsync.lane import Lane
 from cdcsync.model import (
     Begin,
@@ -35,6 +35,7 @@ from cdcsync.model import (
 )
 from cdcsync.route import Route
 from cdcsync.state import State
+from cdcsync.state_pauses import Standing
 from cdcsync.wal.catalog import Ancestor
 from cdcsync.wal.sight import TableSight
 
@@ -123,8 +124,10 @@ class Pipeline:
     _taken_up: int = 0
     """Of the comparisons requested, those that the copies know of."""
     _file_thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="state"))
-    _pauses: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Pauses that are not written down yet: mapping → reason, Unix time."""
+    standing: Standing = field(init=False)
+    """The pauses in force, as of the last look at the state file."""
+    _pauses: dict[str, Pause] = field(default_factory=dict)
+    """Pauses that are not written down yet, by mapping."""
     _drifted: list[tuple[str, DriftMark]] = field(default_factory=list)
     """Drift marks that are not written down yet."""
     _seen: dict[str, Seen] = field(default_factory=dict)
@@ -145,6 +148,7 @@ class Pipeline:
         self._file_rest = max(0, self.state.size() - self.state.journal_size())
         self._jobs = max((job.id for job in self.state.jobs()), default=0)
         self.copies = Copies(self, self.log)
+        self.standing = self.state.pauses.standing()
 
     def add(self, lane: Lane) -> None:
         """Add a lane, with what the state file holds of it."""
@@ -266,6 +270,8 @@ class Pipeline:
             self.copies.note_truncate(route, self._transaction.xid)
             if route.config.on_truncate == "pause":
                 self.pause(route, f"{relation.table} was truncated; the CRM still holds its records")
+            elif route.config.on_truncate == "delete":
+                self._compare(route, f"{relation.table} was truncated")
             self.log.warning("table truncated", map=route.name, table=relation.table, policy=route.config.on_truncate)
 
     # --- a table that changes
@@ -297,10 +303,14 @@ class Pipeline:
             self.resync(route, compare)
         self._seen[route.name] = seen
 
-    def pause(self, route: Route, reason: str) -> None:
+    def pause(self, route: Route, reason: str, by: PausedBy = "daemon") -> None:
         """Pause a mapping until a person lets it go on; its changes are kept."""
         route.paused = reason
-        self._pauses[route.name] = reason, self.clock.time()
+        self._pauses[route.name] = Pause(reason, self.clock.time(), by)
+
+    def pause_of(self, route: Route) -> Pause | None:
+        """Return the pause of a mapping itself; that of its CRM is another matter."""
+        return self._pauses.get(route.name) or self.standing.maps.get(route.name)
 
     def _advance(self, position: Position, lsn: int) -> None:
         self.position = max(self.position, position)
@@ -376,11 +386,14 @@ class Pipeline:
         config does not want the table's rows copied, a person has to.
         """
         if route.config.backfill:
-            self._resyncs.append((route.name, reason, self.clock.time()))
-            self._requested += 1
+            self._compare(route, reason)
             return
         hint = f"backfill = false: it is not compared unless you run cdcsync resync {route.name}"
         self.log.error("changes may be missing in the CRM", map=route.name, reason=reason, hint=hint)
+
+    def _compare(self, route: Route, reason: str) -> None:
+        self._resyncs.append((route.name, reason, self.clock.time()))
+        self._requested += 1
 
     def reread(self, route: Route, key: str) -> None:
         """Let a row be read from its table, if the config allows that: the stream did not carry all of it."""
@@ -426,6 +439,7 @@ class Pipeline:
             await self.tick()
             for lane in self.lanes:
                 await lane.spill.keep_within(self.max_memory / len(self.lanes))
+                await lane.deletes.retell()
             if self.reader is not None and not all(lane.caught_up for lane in self.lanes):
                 self.reader.request_progress()
             await self._apply_pauses()
@@ -491,7 +505,7 @@ class Pipeline:
         for lane in self.lanes:
             lane.collect(tick)
         copied = self.copies.collect(tick)
-        tick.pauses.extend((name, *pause) for name, pause in self._pauses.items())
+        tick.pauses.extend(self._pauses.items())
         tick.resyncs, self._resyncs = self._resyncs, []
         tick.rereads = [(name, keys, self.clock.time()) for name, keys in self._rereads.items()]
         self._rereads = {}
@@ -503,8 +517,9 @@ class Pipeline:
 
     async def _write(self, tick: Tick, copied: Sequence[tuple[Route, int]]) -> None:
         await self.on_file(lambda state: state.write(tick))
-        for name, *_ in tick.pauses:
-            del self._pauses[name]
+        for name, pause in tick.pauses:
+            if self._pauses[name] is pause:  # else it was told anew meanwhile
+                del self._pauses[name]
         for lane in self.lanes:
             lane.books.written(tick)
         self.copies.written(copied)
@@ -524,14 +539,15 @@ class Pipeline:
 
     async def _apply_pauses(self) -> None:
         """Follow the pauses that commands have set or lifted."""
-        paused = await self.on_file(lambda state: state.paused())
+        self.standing = await self.on_file(lambda state: state.pauses.standing())
         for lane in self.lanes:
             for route in lane.routes:
                 if route.name in self._pauses:
                     continue
-                if route.paused and route.name not in paused:
+                reason = self.standing.of(route.name, lane.name)
+                if route.paused and reason is None:
                     lane.nudge()
-                route.paused = paused.get(route.name)
+                route.paused = reason
 
     def _check_balance(self) -> None:
         for lane in self.lanes:

@@ -20,9 +20,11 @@ from typing import Any, TypeVar
 from cdcsync.backlog import COLD
 from cdcsync.claim import Claim
 from cdcsync.coalesce import PendingRow, Refused
-from cdcsync.entries import Asker, Balance, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Seen, Tick
+from cdcsync.entries import Asker, Balance, Checkpoint, CopyState, DriftMark, Identity, Job, Known, Pause, Seen, Tick
 from cdcsync.model import START, Column, JobState, Op, Position, Relation
+from cdcsync.state_deletes import OURS, StoredDeletes
 from cdcsync.state_file import StateFile
+from cdcsync.state_pauses import StoredPauses
 from cdcsync.state_rejects import RejectTable
 
 T = TypeVar("T")
@@ -53,6 +55,8 @@ class State:
     def __init__(self, file: StateFile) -> None:
         self._db = file
         self.path = file.path
+        self.pauses = StoredPauses(file)
+        self.deletes = StoredDeletes(file, self._mapping_id)
         self._mapping_ids: dict[str, int] = {}
         self._relation_ids: dict[Relation, int] = {}
         self._relations: dict[int, Relation] = {}
@@ -145,6 +149,7 @@ class State:
                 "DELETE FROM meta WHERE key IN ('identity', 'durable_lsn', 'position', 'timeline', 'intended_slot')"
             )
             self._db.execute("DELETE FROM horizon")
+            self.deletes.forget_grants()
             self._copy_anew("the slot was given up")
 
     def _copy_anew(self, reason: str) -> None:
@@ -239,18 +244,16 @@ class State:
         ).fetchall()
 
     def paused(self) -> dict[str, str]:
-        """Return the paused mappings with the reason."""
-        return dict(self._db.execute("SELECT mapping, reason FROM pause").fetchall())
+        """Return the mappings that are paused themselves, with the reason."""
+        return {name: pause.reason for name, pause in self.pauses.standing().maps.items()}
 
     def pause(self, mapping: str, reason: str, now: float) -> None:
-        """Pause a mapping: its changes are kept and not sent."""
-        with self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO pause VALUES (?, ?, ?)", (mapping, reason, now))
+        """Pause a mapping, by hand: its changes are kept and not sent."""
+        self.pauses.pause(mapping, Pause(reason, now))
 
     def resume(self, mapping: str) -> bool:
         """Lift a mapping's pause; returns whether there was one."""
-        with self._transaction():
-            return self._db.execute("DELETE FROM pause WHERE mapping = ?", (mapping,)).rowcount > 0
+        return self.pauses.resume(mapping)
 
     def seen(self, mapping: str) -> Seen | None:
         """Return a mapping's table as it was when it fitted last; None before the first start with it."""
@@ -364,7 +367,7 @@ class State:
         new = "AND NOT EXISTS (SELECT 1 FROM met WHERE copy = :copy AND met.key = s.key)"
         rows = self._db.execute(
             "SELECT key FROM ledger s WHERE mapping = :mapping AND key >= :start "  # noqa: S608 — constants
-            f"AND NOT (lsn = 0 AND ordinal = 0) {new} "
+            f"AND {OURS} {new} "
             f"UNION SELECT key FROM journal s WHERE mapping = :mapping AND key >= :start {new} "
             f"UNION SELECT key FROM reject s WHERE mapping = :mapping AND key >= :start {new} ORDER BY 1 LIMIT :limit",
             {"copy": entry.id, "mapping": self._mapping_id(entry.mapping), "start": start, "limit": limit},
@@ -374,9 +377,9 @@ class State:
     def count_unmet(self, entry: CopyState) -> tuple[int, int]:
         """Return how many records of a mapping nobody met, and how many the CRM is known to hold."""
         (counts,) = self._db.execute(
-            "SELECT count(*) - count(met.key), count(*) FROM ledger s "
+            "SELECT count(*) - count(met.key), count(*) FROM ledger s "  # noqa: S608 — constant
             "LEFT JOIN met ON met.copy = :copy AND met.key = s.key "
-            "WHERE mapping = :mapping AND NOT (lsn = 0 AND ordinal = 0)",
+            f"WHERE mapping = :mapping AND {OURS}",
             {"copy": entry.id, "mapping": self._mapping_id(entry.mapping)},
         ).fetchall()
         return counts[0], counts[1]
@@ -448,7 +451,8 @@ class State:
             "DELETE FROM sent_link WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key in tick.linked],
         )
-        execute("INSERT OR REPLACE INTO pause VALUES (?,?,?)", tick.pauses)
+        for mapping, pause in tick.pauses:
+            self.pauses.write(mapping, pause)
         for name, seen in tick.seen:
             self._set_meta(f"seen:{name}", json.dumps(dataclasses.asdict(seen)))
             self._db.execute("DELETE FROM meta WHERE key = ?", (f"drifted:{name}",))
@@ -462,6 +466,7 @@ class State:
         self._set_meta("position", json.dumps(list(tick.position)))
 
     def _write_ledger(self, entries: Sequence[tuple[str, str, Known | None]]) -> None:
+        self.deletes.count(entries)
         self._db.executemany(
             "DELETE FROM ledger WHERE mapping = ? AND key = ?",
             [(self._mapping_id(m), key) for m, key, known in entries if known is None],
@@ -532,8 +537,7 @@ class State:
 
     def records(self, mapping: str) -> int:
         """Count the records that the CRM is known to hold because we wrote them."""
-        query = "SELECT count(*) FROM ledger WHERE mapping = ? AND NOT (lsn = 0 AND ordinal = 0)"
-        return int(self._db.execute(query, (self._mapping_id(mapping),)).fetchone()[0])
+        return self.deletes.records(mapping)
 
     def jobs(self) -> list[Job]:
         """Return the bulk jobs that are not settled."""

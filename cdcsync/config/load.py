@@ -29,7 +29,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
 }
 # Keys of later releases, so that a reader of the full documentation learns that the spelling is not the problem.
 _NOT_YET: Mapping[type[BaseModel], frozenset[str]] = {
-    MapConfig: frozenset({"write", "max_deletes"}),
+    MapConfig: frozenset({"write"}),
     FieldConfig: frozenset({"python"}),
 }
 _TYPE_WORDS = {

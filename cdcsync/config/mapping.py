@@ -16,7 +16,8 @@ from pydantic import (
     model_validator,
 )
 
-from cdcsync.config.table import Table
+from cdcsync.config.table import MaxDeletes, Table
+from cdcsync.config.units import Allowance
 
 Scalar: TypeAlias = str | bool | int | float
 
@@ -180,13 +181,6 @@ def _on_delete(given: object) -> object:
     return given
 
 
-def _on_truncate(given: object) -> object:
-    if given == "delete":
-        msg = '"delete" is not available in this version: use "pause" or "ignore"'
-        raise ValueError(msg)
-    return given
-
-
 class MapConfig(Table):
     """One table → one CRM object."""
 
@@ -210,8 +204,11 @@ class MapConfig(Table):
         default="delete", alias="on_delete"
     )
     """What a deleted row does to its record; "archive" is HubSpot's word for delete."""
-    on_truncate: Annotated[Literal["pause", "ignore"], BeforeValidator(_on_truncate)] = "pause"
-    """What TRUNCATE does: pause the mapping, or nothing."""
+    on_truncate: Literal["pause", "ignore", "delete"] = "pause"
+    """What TRUNCATE does: pause the mapping, nothing, or delete the records whose rows are gone."""
+    max_deletes: MaxDeletes = Allowance(0.1, 3600.0)
+    """How many records may be deleted unasked, "10% per hour" (100 at least) or "500 per day", or "off"; beyond it the
+    mapping pauses."""
     priority: Literal["high", "normal", "low"] = "normal"
     """Whose changes go first where not all can go: each class has twice the share of the next one."""
     nulls: Literal["clear", "keep"] = "clear"

@@ -7,9 +7,12 @@ from typing import Annotated, TypeAlias
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator
 
 from cdcsync.config.units import (
+    Allowance,
+    format_allowance,
     format_budget,
     format_duration,
     format_size,
+    parse_allowance,
     parse_budget,
     parse_duration,
     parse_size,
@@ -21,6 +24,11 @@ Duration: TypeAlias = Annotated[
 Size: TypeAlias = Annotated[int, PlainValidator(parse_size, json_schema_input_type=str), PlainSerializer(format_size)]
 Budget: TypeAlias = Annotated[
     float | int, PlainValidator(parse_budget, json_schema_input_type=str | int), PlainSerializer(format_budget)
+]
+MaxDeletes: TypeAlias = Annotated[
+    Allowance | None,
+    PlainValidator(parse_allowance, json_schema_input_type=str),
+    PlainSerializer(format_allowance, return_type=str),
 ]
 
 

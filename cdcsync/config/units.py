@@ -1,13 +1,49 @@
-"""Durations, sizes and shares as people write them: ``500ms``, ``256MB``, ``60%``. Pure."""
+"""Durations, sizes, shares and allowances as people write them: ``500ms``, ``256MB``, ``60%``, ``500 per day``. Pure."""
 
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", re.ASCII)
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%", re.ASCII)
+
+_SPANS = {"minute": 60.0, "hour": 3600.0, "day": 86400.0, "week": 604800.0}
+_ALLOWANCE = re.compile(r"(\d+(?:\.\d+)?\s*%|\d+)\s+per\s+(\w+)", re.ASCII)
+
+
+class Allowance(NamedTuple):
+    """How many of some records within any span of ``seconds``: a share (a float) of all, or a number (an int)."""
+
+    most: float | int
+    seconds: float
+
+
+def parse_allowance(given: object) -> Allowance | None:
+    """Read ``10% per hour`` or ``500 per day``; None for ``off``. Raises ValueError."""
+    if given == "off" or isinstance(given, Allowance):
+        return given if isinstance(given, Allowance) else None
+    match = _ALLOWANCE.fullmatch(given.strip()) if isinstance(given, str) else None
+    if match is None or match[2] not in _SPANS:
+        msg = f'expected "10% per hour", "500 per day" and the like (per {", ".join(_SPANS)}), or "off"'
+        raise ValueError(msg)
+    if match[1].endswith("%"):
+        share = float(match[1].removesuffix("%")) / 100
+        if share > 1:
+            msg = 'expected a share of at most 100%, or "off"'
+            raise ValueError(msg)
+        return Allowance(share, _SPANS[match[2]])
+    return Allowance(int(match[1]), _SPANS[match[2]])
+
+
+def format_allowance(allowance: Allowance | None) -> str:
+    """Undo ``parse_allowance``."""
+    if allowance is None:
+        return "off"
+    most = allowance.most if isinstance(allowance.most, int) else f"{allowance.most * 100:g}%"
+    return f"{most} per {next(word for word, seconds in _SPANS.items() if seconds == allowance.seconds)}"
 
 
 def parse_duration(text: object) -> float:

@@ -20,7 +20,8 @@ from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.rate import RateController
 from cdcsync.clock import Clock, SystemClock
 from cdcsync.config import MapConfig
-from cdcsync.copies import COPY_ROOM, SWEEP_FREELY, Copy, Paused
+from cdcsync.copies import COPY_ROOM, Copy, Paused
+from cdcsync.deletes import FLOOR
 from cdcsync.entries import CopyState, Known
 from cdcsync.errors import SourceError, SourceUnavailableError, StateError
 from cdcsync.lane import Lane
@@ -432,7 +433,7 @@ def test_a_sweep_finds_rows_that_never_reached_the_crm(tmp_path: Path) -> None:
 def test_a_sweep_that_nobody_was_told_of_asks_before_it_deletes_many_records(tmp_path: Path) -> None:
     """The mapping pauses and says how many; resumed they go. What a person asked for was told before."""
     crm = MemoryCrm()
-    keys = [f"{number:03}" for number in range(SWEEP_FREELY + 5)]
+    keys = [f"{number:03}" for number in range(FLOOR + 5)]
 
     async def work() -> None:
         async with bench(tmp_path, companies(backfill=True), crm=crm) as at:
