@@ -17,6 +17,7 @@ from cdcsync.cli_base import (
     run_to_end,
     snapshot_of,
 )
+from cdcsync.cli_pause import pause, resume
 from cdcsync.cli_proof import lag, wait
 from cdcsync.cli_rejects import rejects_app
 from cdcsync.cli_slot import slot_app
@@ -34,6 +35,8 @@ app = typer.Typer(
 app.add_typer(slot_app, name="slot")
 app.add_typer(rejects_app, name="rejects")
 app.add_typer(state_app, name="state")
+app.command()(pause)
+app.command()(resume)
 
 
 def main() -> None:
@@ -144,34 +147,6 @@ def check(
         if finding.hint:
             typer.echo(f"    → {finding.hint}")
     raise typer.Exit(EXIT_OK if all(finding.ok for finding in findings) else EXIT_NOT_FINE)
-
-
-@app.command()
-def pause(mapping: str, *, config: ConfigOption = None) -> None:
-    """Pause a mapping: its changes are kept, and not sent until it is resumed."""
-    import time
-
-    from cdcsync.state import State
-
-    loaded = load(config)
-    known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path, loaded.state.mirror)
-    state.pause(mapping, "paused by hand", time.time())
-    state.close()
-    typer.echo(f"{mapping} is paused; `cdcsync resume {mapping}` lets it go on")
-
-
-@app.command()
-def resume(mapping: str, *, config: ConfigOption = None) -> None:
-    """Let a paused mapping go on."""
-    from cdcsync.state import State
-
-    loaded = load(config)
-    known_mapping(loaded, mapping)
-    state = State.beside(loaded.state.path, loaded.state.mirror)
-    was = state.resume(mapping)
-    state.close()
-    typer.echo(f"{mapping} goes on" if was else f"{mapping} was not paused")
 
 
 @app.command()

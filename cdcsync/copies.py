@@ -352,7 +352,7 @@ class Copies:
         raise Paused
 
     async def _position(self, copy: Copy) -> Position:
-        """Return the position that a sweep's next deletes are fed with; where a person was told of them, they may go."""
+        """Return the position to feed a sweep's next deletes with; where a person was told of them, they may go."""
         position = self._around.position
         if copy.told:
             await copy.lane.deletes.let_go(copy.route, position)

@@ -95,7 +95,8 @@ def most(allowance: Allowance, records: int) -> int:
 def question(mapping: str, waiting: int, records: int, spent: Spent, allowance: Allowance) -> str:
     """Say why a mapping is paused whose deletes are too many."""
     gone = f"; {spent.deletes:,} went in that time" if spent.deletes else ""
+    limit = f'max_deletes = "{format_allowance(allowance)}"'
     return (
-        f'{waiting:,} deletes wait, of {records:,} records: more than max_deletes = "{format_allowance(allowance)}" lets '
-        f"go unasked ({most(allowance, records):,}{gone}); cdcsync resume {mapping} lets these go, and no later ones"
+        f"{waiting:,} deletes wait, of {records:,} records: more than {limit} lets go unasked "
+        f"({most(allowance, records):,}{gone}); cdcsync resume {mapping} lets these go, and no later ones"
     )

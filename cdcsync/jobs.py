@@ -36,6 +36,7 @@ LONGEST_POLL = 20.0
 POLL_GROWTH = 1.5
 AT_LEAST = 0.1
 """Seconds between two attempts of a step."""
+PAUSE_POLL = 0.5
 SETTLED_AT_ONCE = 1_000
 """Rows; some 20 ms during which nothing else happens."""
 
@@ -161,18 +162,26 @@ class JobRunner:
                 await self._try(self._crm.bulk_abort, job.crm_job)
 
     async def _submit(self, job: Job, batch: Batch, *, resumed: bool) -> Job:
+        """Take the steps that are left until the CRM works on a job; a pause holds them up, and nothing after them."""
         crm = self._crm
         if job.state is JobState.PLANNED:
+            await self._unpaused(job)
             crm_job = await self._created(job, batch, resumed=resumed)
             job = await self._save(replace(job, state=JobState.CREATED, crm_job=crm_job))
         crm_job = job.crm_job or ""
         if job.state is JobState.CREATED:
+            await self._unpaused(job)
             await self._step(crm.bulk_upload, crm_job, batch)
             job = await self._save(replace(job, state=JobState.UPLOADED))
         if job.state is JobState.UPLOADED:
+            await self._unpaused(job)
             await self._step(crm.bulk_close, crm_job)
             job = await self._save(replace(job, state=JobState.CLOSED))
         return job
+
+    async def _unpaused(self, job: Job) -> None:
+        while self._lane.by_name[job.mapping].paused:  # noqa: ASYNC110 — a pause is followed by looking
+            await asyncio.sleep(PAUSE_POLL)
 
     async def _created(self, job: Job, batch: Batch, *, resumed: bool) -> str:
         """Create the job; where an earlier attempt may have done so, look for that one first.

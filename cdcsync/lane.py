@@ -306,6 +306,10 @@ class Lane:
 
     async def _open(self) -> None:
         while not self.stopping and not self._opened:
+            if self.state == "paused" and not self.jobs.active:  # nothing is sent, not even a login
+                self._wake.clear()
+                await self._sleep(None)
+                continue
             try:
                 with await self.limiter.acquire("high"):
                     await self.call(self.destination.open)

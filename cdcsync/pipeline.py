@@ -517,6 +517,7 @@ class Pipeline:
 
     async def _write(self, tick: Tick, copied: Sequence[tuple[Route, int]]) -> None:
         await self.on_file(lambda state: state.write(tick))
+        self.standing = Standing({**self.standing.maps, **dict(tick.pauses)}, self.standing.crms)
         for name, pause in tick.pauses:
             if self._pauses[name] is pause:  # else it was told anew meanwhile
                 del self._pauses[name]

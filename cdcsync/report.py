@@ -16,13 +16,14 @@ import psycopg
 from cdcsync import __version__, status
 from cdcsync.config import Config, MapConfig, PostgresConfig
 from cdcsync.copies import Copy
-from cdcsync.entries import CopyState, RejectGroup
+from cdcsync.entries import CopyState, Pause, RejectGroup
 from cdcsync.errors import CdcsyncError
 from cdcsync.lane import Lane
 from cdcsync.model import Lsn
 from cdcsync.pipeline import Pipeline
 from cdcsync.route import Route
 from cdcsync.state import State
+from cdcsync.state_pauses import Standing
 from cdcsync.status_json import from_json
 from cdcsync.wal.connect import connect_again
 from cdcsync.wal.slot import SlotInfo, present_lsn, show_slot
@@ -111,7 +112,7 @@ def stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Sn
 def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.Snapshot:
     checkpoint = state.checkpoint()
     pending, oldest, reasons = state.pending(), state.oldest(), state.parked.groups()
-    paused = state.paused()
+    standing = state.pauses.standing()
     connected = watch.info is not None and watch.info.active_pid is not None
     lanes = []
     maps = []
@@ -124,7 +125,7 @@ def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.S
             status.LaneStatus(
                 name=name,
                 kind=crm.kind,
-                state=_stored_state([entry.name in paused for entry in mine], connected=connected),
+                state=_stored_state([standing.of(entry.name, name) is not None for entry in mine], connected=connected),
                 applied_lsn=Lsn(min([lsn - 1 for lsn, _ in first] + [checkpoint.durable_lsn])),
                 applied_time=dt.datetime.fromtimestamp(min(since for _, since in first), dt.UTC) if first else None,
                 lag_seconds=max([time.time() - since for _, since in first], default=0.0),
@@ -132,10 +133,11 @@ def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.S
                 rejected=rejected,
                 unmapped=state.unmapped(name, [entry.name for entry in mine]),
                 counters=_counters(counters, requests=0),
+                pause=_pause(standing.crms.get(name)),
             )
         )
         maps += [
-            _stored_map(entry, state, pending, reasons, counters, oldest=oldest.get(entry.name, (None,))[0])
+            _stored_map(entry, state, standing, pending, reasons, counters, oldest=oldest.get(entry.name, (None,))[0])
             for entry in mine
         ]
     return status.Snapshot(
@@ -207,11 +209,19 @@ def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> st
         ),
         retry_at=_moment(lane.retry_at),
         last_error=lane.last_error or (gate.reason or None),
+        pause=_pause(pipeline.standing.crms.get(lane.name)),
     )
 
 
 def _moment(unix: float | None) -> dt.datetime | None:
     return None if unix is None else dt.datetime.fromtimestamp(unix, dt.UTC)
+
+
+def _pause(pause: Pause | None) -> status.Pause | None:
+    if pause is None:
+        return None
+    since = dt.datetime.fromtimestamp(pause.since, dt.UTC)
+    return status.Pause(reason=pause.reason, since=since, by=pause.by, who=pause.who or None)
 
 
 def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
@@ -225,6 +235,7 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
         applied=route.applied,
         paused=route.paused,
         incomplete=_live_incomplete(route, pipeline),
+        pause=_pause(pipeline.pause_of(route) if route.paused else None),
         backfill=_live_copy(route, pipeline.copies.of(route.name)),
         rejects=tuple(
             status.RejectGroup(code=code, field=field, rows=rows)
@@ -233,9 +244,10 @@ def _live_map(lane: Lane, route: Route, pipeline: Pipeline) -> status.MapStatus:
     )
 
 
-def _stored_map(
+def _stored_map(  # noqa: PLR0917 — what was read once for all mappings
     entry: MapConfig,
     state: State,
+    standing: Standing,
     pending: Mapping[str, int],
     reasons: Sequence[RejectGroup],
     counters: Mapping[str, int],
@@ -255,7 +267,8 @@ def _stored_map(
         pending=pending.get(entry.name, 0),
         rejected=sum(group.rows for group in groups),
         applied=counters.get(f"applied:{entry.name}", 0),
-        paused=state.paused().get(entry.name),
+        paused=standing.of(entry.name, entry.crm),
+        pause=_pause(standing.maps.get(entry.name)),
         incomplete=_stored_incomplete(entry, state, oldest),
         backfill=_stored_copy(entry, state.last_copy(entry.name)),
         rejects=groups,

@@ -79,7 +79,7 @@ async def predict(config: Config, request: Request, snapshot: Snapshot | None) -
     """
     mapping = next(entry for entry in config.maps if entry.name == request.mapping)
     state = State.read(config.state.path)
-    known, paused = state.records(mapping.name), state.paused().get(mapping.name)
+    known, paused = state.records(mapping.name), state.pauses.standing().of(mapping.name, mapping.crm)
     state.close()
     async with await connect(config.postgres.dsn) as connection:
         await connection.execute(

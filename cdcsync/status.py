@@ -103,6 +103,16 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A pause. ``by``: a ``person`` (``who``), the ``daemon``, or it to ask about ``deletes`` or those of a sweep."""
+
+    reason: str
+    since: dt.datetime
+    by: str
+    who: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaneStatus:
     """One CRM. ``pending`` counts every row that is not settled: waiting, ``in_flight`` and ``held`` (for a parent).
 
@@ -131,6 +141,7 @@ class LaneStatus:
     jobs: tuple[Job, ...] = ()
     retry_at: dt.datetime | None = None
     last_error: str | None = None
+    pause: Pause | None = None
 
     @property
     def missing(self) -> int:
@@ -183,9 +194,10 @@ class RejectGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapStatus:
-    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name; ``paused`` says why it is.
+    """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name.
 
-    ``incomplete``: rows may be missing in the CRM that are neither pending nor parked, until all of them are copied.
+    ``paused`` says why it is, which may be that the CRM is; ``pause`` is its own. ``incomplete``: rows may be missing in
+    the CRM that are neither pending nor parked, until all of them are copied.
     """
 
     name: str
@@ -197,6 +209,7 @@ class MapStatus:
     applied: int = 0
     paused: str | None = None
     incomplete: bool = False
+    pause: Pause | None = None
     backfill: Backfill = Backfill()
     rejects: tuple[RejectGroup, ...] = ()
 

@@ -9,6 +9,7 @@ from cdcsync.proof import prove
 from cdcsync.status import (
     LaneStatus,
     MapStatus,
+    Pause,
     Quota,
     Snapshot,
     SourceStatus,
@@ -26,7 +27,7 @@ def to_text(snapshot: Snapshot) -> str:
     parts += [f"  {lane.name} is {prove(snapshot, lane).sentence}" for lane in snapshot.lanes]
     parts += _notes(snapshot.lanes)
     parts += ["", table(MAP_HEADER, map(_map, snapshot.maps))]
-    parts += [f"  {entry.name} is paused: {entry.paused}" for entry in snapshot.maps if entry.paused is not None]
+    parts += [_paused(entry.name, entry.pause, entry.paused) for entry in snapshot.maps if entry.paused is not None]
     parts += [_copy(entry) for entry in snapshot.maps if entry.backfill.state in {"copying", "waiting"}]
     rejects = [row for entry in snapshot.maps for row in _rejects(entry)]
     if rejects:
@@ -104,6 +105,8 @@ def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
     for lane in lanes:
         if not lane.balanced:
             notes.append(f"  {lane.name}: BOOKS DO NOT BALANCE, {lane.missing:+,} changes unaccounted for")
+        if lane.pause is not None:
+            notes.append(_paused(lane.name, lane.pause, lane.pause.reason))
         if lane.quotas:
             lasts = "" if lane.quota_lasts_until is None else f"; lasts until {clock_time(lane.quota_lasts_until)}"
             notes.append(f"  {lane.name} quota: " + ", ".join(_quota(quota) for quota in lane.quotas) + lasts)
@@ -118,6 +121,14 @@ def _notes(lanes: Sequence[LaneStatus]) -> list[str]:
         if lane.last_error:
             notes.append(f"  {lane.name} last error: {lane.last_error}")
     return notes
+
+
+def _paused(name: str, pause: Pause | None, reason: str) -> str:
+    """Say why something is paused, and by whom and since when where it is so itself."""
+    if pause is None:
+        return f"  {name} is paused: {reason}"
+    by = pause.who or ("a person" if pause.by == "person" else "cdcsync")
+    return f"  {name} is paused: {pause.reason} (by {by}, since {pause.since:%Y-%m-%d %H:%M} UTC)"
 
 
 def _quota(quota: Quota) -> str:

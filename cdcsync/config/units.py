@@ -1,4 +1,4 @@
-"""Durations, sizes, shares and allowances as people write them: ``500ms``, ``256MB``, ``60%``, ``500 per day``. Pure."""
+"""Durations, sizes, shares, allowances as people write them: ``500ms``, ``256MB``, ``60%``, ``500 per day``. Pure."""
 
 from __future__ import annotations
 

@@ -36,10 +36,13 @@ base_url = "{hubspot_url}"
 token    = {{ env = "DEMO_HUBSPOT_TOKEN" }}
 
 
+# The workload deletes a larger part of its small tables in an hour than anybody should: max_deletes = "off".
+
 [[map]]
 table = "companies"
 to    = "salesforce.Account"
 key   = {{ External_Id__c = "id" }}
+max_deletes = "off"
 
 [map.fields]
 Name       = "name"
@@ -52,6 +55,7 @@ Version__c = "row_version"
 table = "customers"
 to    = "salesforce.Contact"
 key   = {{ External_Id__c = "id" }}
+max_deletes = "off"
 
 [map.fields]
 FirstName  = "first_name"
@@ -66,6 +70,7 @@ Version__c = "row_version"
 table = "orders"
 to    = "salesforce.Opportunity"
 key   = {{ External_Id__c = "id" }}
+max_deletes = "off"
 
 [map.fields]
 Name       = "title"
@@ -83,6 +88,7 @@ values = {{ new = "Prospecting", quoted = "Proposal/Price Quote", won = "Closed 
 table  = "companies"
 to     = "hubspot.companies"
 key    = {{ company_id = "id" }}
+max_deletes = "off"
 fields = {{ name = "name", domain = "domain", row_version = "row_version" }}
 
 
@@ -90,6 +96,7 @@ fields = {{ name = "name", domain = "domain", row_version = "row_version" }}
 table     = "customers"
 to        = "hubspot.contacts"
 key       = {{ customer_id = "id" }}
+max_deletes = "off"
 associate = [{{ to = "hubspot.companies", column = "company_id", type = "contact_to_company" }}]
 
 [map.fields]
@@ -104,6 +111,7 @@ row_version = "row_version"
 table = "orders"
 to    = "hubspot.deals"
 key   = {{ order_id = "id" }}
+max_deletes = "off"
 associate = [
   {{ to = "hubspot.companies", column = "company_id", type = "deal_to_company" }},
   {{ to = "hubspot.contacts", column = "customer_id", type = "deal_to_contact" }},

@@ -37,7 +37,7 @@ def test_an_allowance_is_read_and_printed(text: str, allowance: Allowance | None
     assert format_allowance(allowance) == text
 
 
-@pytest.mark.parametrize("wrong", ["", "10%", "10 an hour", "-1 per day", "101% per day", "10% per fortnight", 10, True])
+@pytest.mark.parametrize("wrong", ["", "10%", "10 an hour", "-1 per day", "101% per day", "1 per eon", 10, True])
 def test_what_is_no_allowance_is_refused(wrong: object) -> None:
     """Whatever else stands there gets a sentence with the forms that there are."""
     with pytest.raises(ValueError, match=r"expected "):
@@ -61,7 +61,7 @@ def test_the_base_does_not_shrink_with_what_was_deleted() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 20_000), st.integers(1, 50)), max_size=60), st.floats(0, 20_000))
 def test_no_span_ever_has_more_than_the_allowance(wishes: list[tuple[float, int]], start: float) -> None:
-    """Whatever is asked for and when: within any span what was let go is within the allowance, and few numbers are kept."""
+    """Whatever is asked for and when: within any span no more is let go than the allowance; few numbers are kept."""
     allowance, spent = Allowance(120, 3600.0), Spent()
     gone: list[tuple[float, int]] = []
     for now, number in sorted(wishes):
@@ -136,7 +136,7 @@ async def resumed(at: Bench) -> None:
 
 
 def test_a_mass_delete_sends_the_allowance_and_asks_about_the_rest(tmp_path: Path) -> None:
-    """Of 2,000 deletes 200 go; the rest waits, and says how many it is. Resumed all of them go, and the books balance."""
+    """Of 2,000 deletes 200 go; the rest waits, and says how many that is. Resumed all go, and the books balance."""
 
     async def work() -> None:
         async with bench(tmp_path, companies()) as at:
@@ -240,7 +240,8 @@ def test_the_count_survives_restarts(tmp_path: Path) -> None:
             async with bench(tmp_path, companies(max_deletes="20 per day"), crm=crm) as at:
                 await at.pipeline._apply_pauses()
                 at.commit(*(delete(COMPANIES, key, "x") for key in keys(100)[number * 8 : number * 8 + 8]))
-                await eventually_async(lambda at=at: at.lane.pending == 0 or at.route("companies").paused is not None)
+                route = at.route("companies")
+                await eventually_async(lambda route=route: not len(route.backlog) or route.paused is not None)  # type: ignore[misc]
         assert len(crm.keys("Account")) == 80
 
     run(work)
