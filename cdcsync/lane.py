@@ -131,6 +131,7 @@ class Lane:
         self.routes = list(routes)
         self.books = Books(name)
         self.last_error: str | None = None
+        self.last_error_code: str | None = None
         self.stopping = False
         self.unmapped = 0
         """Rows in the state file of mappings that are not configured now."""
@@ -779,7 +780,7 @@ class Lane:
             return
         if isinstance(error, FatalError) and not self._patient:
             raise error
-        self.last_error = error.message
+        self.last_error, self.last_error_code = error.message, error.code
         self._failing.add(id(backoff))
         if self._is_the_crm(error):
             self.limiter.failed(error)
@@ -814,12 +815,17 @@ class Lane:
         blocked = self.blocked_for
         return self.clock.time() + blocked if blocked else None
 
+    @property
+    def failing(self) -> bool:
+        """Whether the last attempt at some work that is still to be done failed as a whole."""
+        return self._opening.failures > 0 or any(len(route.backlog) and route.backoff.failures for route in self.routes)
+
     def recovered(self, backoff: Backoff) -> None:
         """Note that work went through."""
         backoff.ok()
         self._failing.clear()
         self.limiter.worked()
-        self.last_error = None
+        self.last_error = self.last_error_code = None
 
 
 def _class(route: Route, *, copied: bool = False) -> Priority:

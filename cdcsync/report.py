@@ -81,6 +81,7 @@ def live_snapshot(
             pipeline.durable_lsn,
             connected=source.connected,
             error=source.last_error,
+            reading_paused=pipeline.full,
         ),
         lanes=lanes,
         maps=tuple(_live_map(lane, route, pipeline) for lane in pipeline.lanes for route in lane.routes),
@@ -152,7 +153,14 @@ def _stored_snapshot(state: State, config: Config, watch: SlotWatch) -> status.S
 
 
 def _source(
-    config: Config, watch: SlotWatch, received: int, durable: int, *, connected: bool, error: str | None
+    config: Config,
+    watch: SlotWatch,
+    received: int,
+    durable: int,
+    *,
+    connected: bool,
+    error: str | None,
+    reading_paused: bool = False,
 ) -> status.SourceStatus:
     info = watch.info
     return status.SourceStatus(
@@ -165,6 +173,7 @@ def _source(
         warn_bytes=config.postgres.warn_lag,
         wal_status=info.wal_status if info is not None else None,
         last_error=error,
+        reading_paused=reading_paused,
     )
 
 
@@ -209,6 +218,9 @@ def _live_lane(lane: Lane, config: Config, pipeline: Pipeline, now: float) -> st
         ),
         retry_at=_moment(lane.retry_at),
         last_error=lane.last_error or (gate.reason or None),
+        last_error_code=lane.last_error_code,
+        failing=lane.failing,
+        held_back=gate.reason if gate.paused_for is not None else None,
         pause=_pause(pipeline.standing.crms.get(lane.name)),
     )
 

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import structlog
 
+from cdcsync.alerting import Alerting
 from cdcsync.apply.metering import Meters
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
@@ -146,10 +147,21 @@ class Service:
                         )
                     )
                     self.log.info("status page", url=url)
-                await self._tasks(pipeline, source, identity, watch, guard)
+                alerting = Alerting(config.alert, pipeline, self.log)
+                try:
+                    await self._tasks(pipeline, source, identity, watch, guard, alerting)
+                except CdcsyncError as error:
+                    await alerting.ended(error)
+                    raise
 
-    async def _tasks(
-        self, pipeline: Pipeline, source: Source, identity: slot.SlotIdentity, watch: SlotWatch, guard: Guard
+    async def _tasks(  # noqa: PLR0917 — the parts, each of which has its task
+        self,
+        pipeline: Pipeline,
+        source: Source,
+        identity: slot.SlotIdentity,
+        watch: SlotWatch,
+        guard: Guard,
+        alerting: Alerting,
     ) -> None:
         target = await watch.current_lsn() if self.once else 0
         try:
@@ -164,7 +176,8 @@ class Service:
                 ]
                 side.append(tasks.create_task(watch.run()))
                 side.append(tasks.create_task(guard.run()))
-                side.append(tasks.create_task(self._report(pipeline, source, watch)))
+                side.append(tasks.create_task(self._report(pipeline, source, watch, alerting)))
+                side.append(tasks.create_task(alerting.run()))
                 if self.once:
                     side.append(tasks.create_task(self._until_drained(pipeline, target)))
                 self.notifier.ready()
@@ -201,11 +214,12 @@ class Service:
             await asyncio.sleep(ONCE_POLL)
         self.stopping.set()
 
-    async def _report(self, pipeline: Pipeline, source: Source, watch: SlotWatch) -> None:
-        """Keep systemd informed."""
+    async def _report(self, pipeline: Pipeline, source: Source, watch: SlotWatch, alerting: Alerting) -> None:
+        """Keep systemd informed, and those who are to be told what is wrong."""
         while True:
             snapshot = live_snapshot(pipeline, source, self.config, watch, self.started)
             self.notifier.status(snapshot.sentence)
+            await alerting.look(snapshot)
             await asyncio.sleep(REPORT_SECONDS)
 
     async def _connect(self) -> psycopg.AsyncConnection[Any]:

@@ -269,6 +269,15 @@ class State:
         """Return what a lane's limiter remembered last, as JSON: calls of the day, and the breaker."""
         return self._meta(f"pace:{lane}")
 
+    def alerts(self) -> str | None:
+        """Return what was to be remembered of the alerts."""
+        return self._meta("alerts")
+
+    def keep_alerts(self, text: str) -> None:
+        """Remember the alerts."""
+        with self._transaction():
+            self._set_meta("alerts", text)
+
     # --- copies
 
     def request_resync(

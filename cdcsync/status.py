@@ -37,6 +37,7 @@ class SourceStatus:
     wal_status: str | None = None
     lag_seconds: float | None = None
     last_error: str | None = None
+    reading_paused: bool = False
 
     @property
     def lag_bytes(self) -> int | None:
@@ -118,7 +119,8 @@ class LaneStatus:
 
     ``unmapped`` rows lie in the state file for mappings that are not configured now. ``quota_lasts_until`` is when the
     day's calls will run out at the present pace, None if they last. While the ``breaker`` is open nothing is sent
-    before ``breaker_until``.
+    before ``breaker_until``. ``failing``: the last attempt at some work failed as a whole. ``held_back`` says why the
+    limiter lets nothing go for now: a quota, or a refusal.
     """
 
     name: str
@@ -141,6 +143,9 @@ class LaneStatus:
     jobs: tuple[Job, ...] = ()
     retry_at: dt.datetime | None = None
     last_error: str | None = None
+    last_error_code: str | None = None
+    failing: bool = False
+    held_back: str | None = None
     pause: Pause | None = None
 
     @property

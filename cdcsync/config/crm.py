@@ -19,13 +19,14 @@ def _url(url: str) -> str:
     if parts.scheme not in {"https", "http"} or not parts.hostname or parts.username or parts.query or parts.fragment:
         msg = 'expected a URL such as "https://host"'
         raise ValueError(msg)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
         msg = "plain http is taken on loopback addresses only: use https"
         raise ValueError(msg)
     return url.rstrip("/")
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine, by an address or as localhost."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

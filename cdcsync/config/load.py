@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
+from cdcsync.config.alert import AlertConfig
 from cdcsync.config.crm import CRM_KINDS, HubspotConfig, SalesforceConfig, crm_kind
 from cdcsync.config.crosscheck import Mistake, crosscheck, did_you_mean, unknown_crm
 from cdcsync.config.lines import line_of, locate
@@ -26,6 +27,7 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "state": StateConfig,
     "status": StatusConfig,
     "log": LogConfig,
+    "alert": AlertConfig,
 }
 # Keys of later releases, so that a reader of the full documentation learns that the spelling is not the problem.
 _NOT_YET: Mapping[type[BaseModel], frozenset[str]] = {

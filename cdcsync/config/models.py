@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from cdcsync.config.alert import AlertConfig
 from cdcsync.config.crm import CRM_KINDS, CrmConfig
 from cdcsync.config.mapping import MapConfig
 from cdcsync.config.service import BatchConfig, LogConfig, PostgresConfig, StateConfig, StatusConfig
@@ -44,6 +45,7 @@ class Config(Table):
     state: StateConfig = StateConfig()
     status: StatusConfig = StatusConfig()
     log: LogConfig = LogConfig()
+    alert: AlertConfig = AlertConfig()
     crm: Annotated[dict[str, CrmConfig], BeforeValidator(_named_kinds), Field(min_length=1)]
     """The CRMs, by a name that is yours."""
     maps: Annotated[list[MapConfig], Field(min_length=1)] = Field(alias="map")

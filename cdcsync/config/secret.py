@@ -86,3 +86,8 @@ class Secret(BaseModel):
         if not value:
             raise ConfigError(f"the secret in {path} is empty", hint="write the secret into it")
         return value
+
+
+def form_of(given: object) -> str:
+    """Tell a reference to a secret from a text that stands in the config itself, as pydantic's tags."""
+    return "<reference>" if isinstance(given, dict | Secret) else "<text>"

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import AfterValidator, Discriminator, Field, PlainSerializer, PlainValidator, Tag, ValidationInfo
 
-from cdcsync.config.secret import FORMS, Secret
+from cdcsync.config.secret import FORMS, Secret, form_of
 from cdcsync.config.table import Duration, Size, Table
 
 
@@ -25,16 +25,12 @@ def _dsn_without_password(dsn: str) -> str:
     return dsn
 
 
-def _dsn_form(given: object) -> str:
-    return "<reference>" if isinstance(given, dict | Secret) else "<text>"
-
-
 class PostgresConfig(Table):
     """The database to read from."""
 
     dsn_or_reference: Annotated[
         Annotated[str, AfterValidator(_dsn_without_password), Tag("<text>")] | Annotated[Secret, Tag("<reference>")],
-        Discriminator(_dsn_form),
+        Discriminator(form_of),
     ] = Field(alias="dsn")
     """A libpq connection string or URI; service files, .pgpass and PG* variables work too."""
     slot: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,63}$")] = "cdcsync"
