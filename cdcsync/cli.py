@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -91,16 +92,34 @@ def run(
     standby: Annotated[
         bool, typer.Option("--standby", help="While another daemon has the state, wait, and take over when it is gone.")
     ] = False,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Write to no CRM: tell what would be sent. Disturbs no running daemon.")
+    ] = False,
+    shadow_output: Annotated[
+        Path | None, typer.Option(help="With --shadow: a new file for the records, one as JSON a line.")
+    ] = None,
 ) -> None:
     """Run the daemon."""
     from cdcsync.logs import set_up
     from cdcsync.service import Service
+    from cdcsync.shadow import ShadowService
 
+    if shadow_output is not None and not shadow:
+        raise typer.BadParameter("--shadow-output goes with --shadow")
+    if shadow and standby:
+        raise typer.BadParameter("--shadow has no state to wait for: leave --standby out")
     loaded = load(config)
-    service = Service(loaded, set_up(loaded.log.level, loaded.log.format), once=once, standby=standby)
+    log = set_up(loaded.log.level, loaded.log.format)
+    if shadow:
+        service: Service = ShadowService(loaded, log, once=once, output=shadow_output)
+    else:
+        service = Service(loaded, log, once=once, standby=standby)
     run_to_end(service.run())
+    if isinstance(service, ShadowService):
+        typer.echo(service.summary())
     if service.hanging():
         # Requests that a CRM does not answer: their threads would hold the process up for minutes, and all is written.
+        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_OK)
 

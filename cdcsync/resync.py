@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from cdcsync.apply.base import Limits, OpenGate
+from cdcsync.apply.dryrun import CALLS_A_JOB
 from cdcsync.apply.registry import create
 from cdcsync.config import Config, MapConfig
 from cdcsync.copies import COPY_ROOM, copy_condition
@@ -33,8 +34,6 @@ COUNT_TIMEOUT: Final = "3s"
 READS_A_SECOND: Final = 10_000
 WRITES_A_SECOND: Final = {"batch": 1_500, "bulk": 1_500}
 """Rows, roughly, as measured; a CRM that is slow, or limits us, takes longer."""
-CALLS_A_JOB: Final = 10
-"""Requests of one bulk job: made, uploaded, closed, looked at some times, three lists of results."""
 DAY: Final = 86_400
 
 

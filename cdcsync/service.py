@@ -19,10 +19,12 @@ import psycopg
 import structlog
 
 from cdcsync.alerting import Alerting
+from cdcsync.apply.base import Destination
+from cdcsync.apply.limiter import Limiter
 from cdcsync.apply.metering import Meters
 from cdcsync.apply.registry import create
 from cdcsync.claim import Claim
-from cdcsync.config import Config, MapConfig, PostgresConfig
+from cdcsync.config import Config, CrmConfig, MapConfig, PostgresConfig
 from cdcsync.copies import copy_condition
 from cdcsync.entries import CopyState, Identity
 from cdcsync.errors import REBUILD, CdcsyncError, SourceError, SourceUnavailableError, StateError
@@ -80,11 +82,12 @@ class Service:
         """
         beating = asyncio.create_task(self.notifier.keep_alive())
         try:
-            await self._run_with_state()
+            await self.run_with_state()
         finally:
             beating.cancel()
 
-    async def _run_with_state(self) -> None:
+    async def run_with_state(self) -> None:
+        """Take the state, prepare, and serve."""
         place = self.config.state
         claim = await self._stand_by() if self.standby else None
         if self.stopping.is_set():
@@ -97,7 +100,7 @@ class Service:
             identity, found = await prepare(self.config, state, self.log, types)
             pipeline = Pipeline(state, self.config.batch.max_memory, self.config.state.max_journal, self.log)
             try:
-                await self._run(pipeline, identity, found, types)
+                await self.serve(pipeline, identity, found, types)
             finally:
                 pipeline.close()
         finally:
@@ -113,9 +116,15 @@ class Service:
         """Whether requests to a CRM are still under way after ``run``: cut off, as a kill would, and taken up later."""
         return any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate())
 
-    async def _run(
-        self, pipeline: Pipeline, identity: slot.SlotIdentity, found: Sequence[Finding], types: dict[int, int]
+    async def serve(
+        self,
+        pipeline: Pipeline,
+        identity: slot.SlotIdentity,
+        found: Sequence[Finding],
+        types: dict[int, int],
+        lent: Connection | None = None,
     ) -> None:
+        """Run what was prepared until it is to stop; ``lent`` is a connection that has a temporary slot."""
         config, loop = self.config, asyncio.get_running_loop()
         guard = Guard(config.postgres, pipeline, self.log)
         source = Source(
@@ -125,6 +134,7 @@ class Service:
             on_connect=pipeline.connected_anew,
             on_gap=guard.gap,
             spill_directory=config.state.path.parent,
+            lent=lent,
         )
         source.types = types
         pipeline.reader = source
@@ -241,13 +251,16 @@ class Service:
             raise SourceUnavailableError(" ".join(str(error).split())) from error
         return Backfill(route.name, relation, key, where, log=self.log)
 
+    def destination(self, name: str, crm: CrmConfig, limiter: Limiter) -> Destination:
+        """Make the adapter of a CRM."""
+        return create(name, crm, limiter)
+
     def _lane(self, pipeline: Pipeline, name: str, meters: Meters, routes: list[Route]) -> Lane:
         crm = self.config.crm[name]
         limiter = meters.limiter(name, crm, pipeline.obstacle)
-        destination = create(name, crm, limiter)
         return Lane(
             name,
-            destination,
+            self.destination(name, crm, limiter),
             limiter,
             routes,
             pipeline,
@@ -290,20 +303,27 @@ async def prepare(
             _refuse_first_start(config, state, info)
         elif state.backed_up() is not None:
             _go_on_from_backup(config, state, info, system)
-        found = await survey(connection, config, state, types)
-        await publish(connection, postgres, found)
-        for one in found:
-            _filter_here(connection, postgres, one.route)
-            if one.drift is None and one.sight.relation is not None:
-                place = one.sight.relation.namespace, one.sight.relation.name, postgres.publication
-                for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
-                    one.route.check(shape)
-                if one.route.row_filter is not None:
-                    await one.route.row_filter.check(one.sight.relation)
-                await _check_key(connection, one.route.config, one.sight.relation)
-        oids = {one.route.name: one.sight.relation.oid for one in found if one.sight.relation is not None}
-        await follow(connection, [one.route for one in found], oids)
+        found = await fit(connection, config, state, types)
     return bound or await _first_start(config, state, info, system, log), found
+
+
+async def fit(connection: Connection, config: Config, state: State, types: dict[int, int]) -> list[Finding]:
+    """See that publication, tables and mappings fit each other. Returns and raises as ``prepare``."""
+    postgres = config.postgres
+    found = await survey(connection, config, state, types)
+    await publish(connection, postgres, found)
+    for one in found:
+        _filter_here(connection, postgres, one.route)
+        if one.drift is None and one.sight.relation is not None:
+            place = one.sight.relation.namespace, one.sight.relation.name, postgres.publication
+            for shape in (one.sight.relation, *await catalog.load_leaves(connection, *place)):
+                one.route.check(shape)
+            if one.route.row_filter is not None:
+                await one.route.row_filter.check(one.sight.relation)
+            await _check_key(connection, one.route.config, one.sight.relation)
+    oids = {one.route.name: one.sight.relation.oid for one in found if one.sight.relation is not None}
+    await follow(connection, [one.route for one in found], oids)
+    return found
 
 
 async def _check_key(connection: Connection, one: MapConfig, relation: Relation) -> None:

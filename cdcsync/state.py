@@ -152,6 +152,19 @@ class State:
             self.deletes.forget_grants()
             self._copy_anew("the slot was given up")
 
+    def begin_trial(self) -> None:
+        """Make a copy of a state file one to try things on: its ledger stays, and every table is compared with it.
+
+        What waits, is parked or paused is forgotten: the copies find it again.
+        """
+        self.unbind()
+        with self._transaction():
+            for table in ("journal", "reject", "job", "counter", "sent_link", "pause", "met", "copy"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 — our names
+            for prefix in ("paused_by:", "paused_crm:", "drifted:"):
+                self._db.execute("DELETE FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))
+            self._db.execute("DELETE FROM meta WHERE key = 'alerts'")
+
     def _copy_anew(self, reason: str) -> None:
         self._db.execute("DELETE FROM met")
         self._db.execute("DELETE FROM meta WHERE key LIKE 'copied:%'")

@@ -134,11 +134,26 @@ async def create_slot(
     ``failover`` is asked of a server without it) and SourceUnavailableError (not connected; waited too long, naming
     who was waited for).
     """
-    async with await connect(dsn) as ordinary, await connect(dsn, replication=True) as replication:
+    async with await connect(dsn, replication=True) as replication:
+        return await create_slot_on(replication, dsn, name, failover=failover, deadline=deadline)
+
+
+async def create_slot_on(
+    replication: Connection,
+    dsn: str,
+    name: str,
+    *,
+    failover: Failover = False,
+    deadline: float = CREATION_SECONDS,
+    temporary: bool = False,
+) -> SlotIdentity:
+    """Create the slot as ``create_slot``, by this connection; a ``temporary`` one is gone when that is."""
+    async with await connect(dsn) as ordinary:
         await check_wal_level(ordinary)
         standby = await present_timeline(ordinary) is None
         options = _creation_options(server_version(ordinary), failover, standby=standby)
-        command = sql.SQL("CREATE_REPLICATION_SLOT {} LOGICAL pgoutput {}").format(sql.Identifier(name), options)
+        kind = sql.SQL("TEMPORARY LOGICAL" if temporary else "LOGICAL")
+        command = sql.SQL("CREATE_REPLICATION_SLOT {} {} pgoutput {}").format(sql.Identifier(name), kind, options)
         try:
             consistent_point = await _create(ordinary, replication, command, deadline, standby=standby)
         except psycopg.errors.DuplicateObject as error:

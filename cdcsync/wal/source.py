@@ -19,7 +19,7 @@ from psycopg import sql
 from psycopg.errors import Diagnostic
 from structlog.typing import FilteringBoundLogger
 
-from cdcsync.errors import SourceUnavailableError
+from cdcsync.errors import SourceError, SourceUnavailableError
 from cdcsync.model import format_lsn
 from cdcsync.wal.announce import Announcer
 from cdcsync.wal.catalog import Ancestor, load_ancestors, load_types, rows, server_version
@@ -77,6 +77,8 @@ class Source:
     without ``publish_via_partition_root`` sends a partition's rows under its own name; it is looked up each time the
     stream describes it, so that partitions may be made, attached and detached meanwhile. This object stays the same.
 
+    ``lent`` is a replication connection with a temporary slot, which goes with it: so does the stream.
+
     ``spill_directory`` is for the rows of large open transactions, where ``settings.streaming`` makes the server send
     them (None: the system's directory for temporary files). The files have no names: a crash leaves nothing behind.
     """
@@ -90,6 +92,7 @@ class Source:
         on_connect: Callable[[], None] = lambda: None,
         on_gap: Callable[[str], None] = lambda _: None,
         spill_directory: Path | None = None,
+        lent: Connection | None = None,
     ) -> None:
         self.types: dict[int, int] = {}
         self.partitions: dict[int, tuple[Ancestor, ...]] = {}
@@ -101,6 +104,7 @@ class Source:
         self._on_connect = on_connect
         self._on_gap = on_gap
         self._spill_directory = spill_directory
+        self._lent = lent
         self._announcer = Announcer(settings.messages, log)
         self._durable = 0
         self._touched = 0
@@ -187,9 +191,11 @@ class Source:
     async def _follow(self) -> None:
         """Connect and stream once, until the server ends it."""
         async with AsyncExitStack() as stack:
+            if self._lent is not None and self._lent.closed:
+                raise SourceError("the connection is lost, and the temporary slot with it", hint="start again")
             ordinary = await connect_again(self._settings)
             stack.push_async_callback(ordinary.close)
-            replication = await connect_again(self._settings, replication=True)
+            replication = self._lent or await connect_again(self._settings, replication=True)
             stack.push_async_callback(replication.close)
             await self._verify(ordinary, replication)
             self.types.update(await load_types(ordinary))
