@@ -678,7 +678,7 @@ class Lane:
             books.counters["deleted"] += 1
         else:
             crm_id = outcome.crm_id or draft.record.crm_id
-            books.ledger[route.name, row.key] = Known(
+            books.ledger[route.name, draft.record.key] = Known(
                 crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, self.clock.time()
             )
             books.counters["created"] += outcome.created

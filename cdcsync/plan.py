@@ -24,6 +24,7 @@ from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import INCOMPLETE_ROW, Link, Op, Record, Ref, Rejected, Relation, Value
+from cdcsync.tombstone import Tombstone, is_tombstone, place_of
 
 HASH_BYTES = 8
 _NOT_SENT = bytes(HASH_BYTES)
@@ -92,10 +93,12 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A mapping's fields, sorted, and those of them that are the CRM's own once they are filled."""
+    """A mapping's fields, sorted, those of them that are the CRM's own once they are filled, and what is set in place
+    of a delete, if anything is."""
 
     fields: tuple[str, ...]
     only_if_empty: frozenset[str] = frozenset()
+    tombstone: Tombstone | None = None
 
 
 def slot(link: WantedLink | Link) -> str:
@@ -108,7 +111,7 @@ def decide(rows: Sequence[PendingRow], mapped: Mapping[str, Mapped], facts: Fact
     plan = Plan()
     for row in rows:
         if row.deleted:
-            _decide_delete(row, facts, plan)
+            _decide_delete(row, facts, shape.tombstone, plan)
         else:
             _Write(row, mapped[row.key], facts, shape).decide(plan)
     return plan
@@ -153,6 +156,8 @@ def redraft(
             continue
         if op is Op.DELETE:
             drafts.append(Draft(row, op, Record(row.key, crm_id=crm_id)))
+        elif row.deleted and crm_id is not None and shape.tombstone is not None:
+            drafts.append(_buried(row, crm_id, entry, facts, shape.tombstone))
         elif row.key in mapped:
             write = _Write(row, mapped[row.key], facts, shape)
             hashes = write.hashes(write.values, entry)
@@ -160,7 +165,7 @@ def redraft(
     return drafts
 
 
-def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
+def _decide_delete(row: PendingRow, facts: Facts, tombstone: Tombstone | None, plan: Plan) -> None:
     known = _entry(row, facts.known)
     crm_id = known.crm_id if known is not None else None
     if row.key in facts.asked:
@@ -168,10 +173,18 @@ def _decide_delete(row: PendingRow, facts: Facts, plan: Plan) -> None:
     elif row.places and (row.uncertain or crm_id is None):
         plan.ask.append(row)
         return
-    if crm_id is None:
+    if crm_id is None or (is_tombstone(known) and not row.uncertain):
         plan.nothing.append(row)
+    elif tombstone is not None:
+        plan.drafts.append(_buried(row, crm_id, known, facts, tombstone))
     else:
         plan.drafts.append(Draft(row, Op.DELETE, Record(row.key, crm_id=crm_id)))
+
+
+def _buried(row: PendingRow, crm_id: str, known: Known | None, facts: Facts, tombstone: Tombstone) -> Draft:
+    record = Record(place_of(row, crm_id, facts.found), tombstone.values, crm_id)
+    links = known.links if known is not None else {}
+    return Draft(row, Op.UPDATE, record, tombstone.fields, tombstone.hashes, links)
 
 
 @dataclass(slots=True)
@@ -200,7 +213,8 @@ class _Write:
         op, crm_id = self._operation(known, asked=asked)
         if asked and known is not None and crm_id != known.crm_id:
             known = None  # another record than the one that the ledger tells of
-        if self.mapped.absent and (row.whole or (crm_id is None and (asked or known is None))):
+        missing = is_tombstone(known) or (crm_id is None and (asked or known is None))
+        if self.mapped.absent and (row.whole or missing):
             plan.rejected.append((row, _incomplete(self.mapped)))
             return
         if crm_id is not None and row.key not in facts.filled and self._owned(known):

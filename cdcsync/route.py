@@ -16,6 +16,7 @@ from cdcsync.errors import ConfigError
 from cdcsync.mappers.compile import RowMapper, compile_mapper
 from cdcsync.model import START, Position, Relation, Target
 from cdcsync.plan import Shape
+from cdcsync.tombstone import Tombstone
 from cdcsync.wal.row_filter import RowFilter
 from cdcsync.wal.sight import TableSight
 
@@ -72,7 +73,9 @@ class Route:
     def __post_init__(self) -> None:
         self.backlog = Backlog(self.config.name)
         self.target = Target(self.config.object, self.config.key_field)
-        self.shape = Shape(tuple(sorted(self.config.fields)), self.config.only_if_empty)
+        fields = tuple(sorted({*self.config.fields, *self.config.constants}))
+        tombstone = Tombstone(self.config.tombstone.set) if self.config.tombstone is not None else None
+        self.shape = Shape(fields, self.config.only_if_empty, tombstone)
 
     @property
     def name(self) -> str:

@@ -14,11 +14,13 @@ from cdcsync.deletes import Account, Spent
 from cdcsync.entries import Known
 from cdcsync.model import START, Position
 from cdcsync.state_file import StateFile
+from cdcsync.tombstone import is_tombstone
 
 _SPENT, _RECORDS, _GRANTED, _SWEPT = "deletes:", "records:", "granted:", "swept:"
 
-OURS = "NOT (lsn = 0 AND ordinal = 0)"
-"""Of the ledger: what is known without our having written it (records that were found to link to) is not ours."""
+OURS = """NOT (lsn = 0 AND ordinal = 0) AND shape NOT IN (SELECT id FROM shape WHERE fields LIKE '["",%')"""
+"""Of the ledger: the records of rows that live. What is known without our having written it (records that were found to
+link to) is not ours, and what was kept of a deleted row is done with (``tombstone.MARK``)."""
 
 
 class StoredDeletes:
@@ -62,7 +64,7 @@ class StoredDeletes:
         """Take note of ledger entries that are about to be written, within the transaction and before they are."""
         for mapping, group in groupby(entries, itemgetter(0)):
             of_mapping = list(group)
-            new = len({key for _, key, known in of_mapping if known is not None and known.position != START})
+            new = len({key for _, key, known in of_mapping if known is not None and _is_ours(known)})
             gone = self._known_among(mapping, sorted({key for _, key, _ in of_mapping}))
             self._db.set_meta(_RECORDS + mapping, str(self.records(mapping) + new - gone))
 
@@ -83,3 +85,7 @@ class StoredDeletes:
         marks = ",".join("?" * len(keys))
         query = f"SELECT count(*) FROM ledger WHERE mapping = ? AND key IN ({marks}) AND {OURS}"  # noqa: S608 — marks
         return int(self._db.execute(query, (self._mapping_id(mapping), *keys)).fetchone()[0])
+
+
+def _is_ours(known: Known) -> bool:
+    return known.position != START and not is_tombstone(known)

@@ -34,12 +34,16 @@ def wanted(one: MapConfig) -> Wanted:
     return Wanted(
         mapping=one.name,
         target=Target(one.object, one.key_field),
-        fields={name: _source(field) for name, field in one.fields.items()},
+        fields=_set_on_delete(one) | {name: _source(field) for name, field in one.fields.items()},
         links=[(link.to_object, link.type) for link in one.associate],
         deletes=one.on_delete == "delete",
         refs={name: (field.ref.object, field.ref.key_field) for name, field in one.fields.items() if field.ref},
         only_if_empty=one.only_if_empty,
     )
+
+
+def _set_on_delete(one: MapConfig) -> dict[str, str]:
+    return {name: f"on_delete, {value!r}" for name, value in one.tombstone.set.items()} if one.tombstone else {}
 
 
 def _source(field: FieldConfig) -> str:

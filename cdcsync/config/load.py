@@ -15,7 +15,7 @@ from cdcsync.config.alert import AlertConfig
 from cdcsync.config.crm import CRM_KINDS, HubspotConfig, SalesforceConfig, crm_kind
 from cdcsync.config.crosscheck import Mistake, crosscheck, did_you_mean, unknown_crm
 from cdcsync.config.lines import line_of, locate
-from cdcsync.config.mapping import AssociateConfig, FieldConfig, MapConfig
+from cdcsync.config.mapping import AssociateConfig, FieldConfig, MapConfig, TombstoneConfig
 from cdcsync.config.models import Config
 from cdcsync.config.secret import Secret
 from cdcsync.config.service import BatchConfig, LogConfig, PostgresConfig, StateConfig, StatusConfig
@@ -197,6 +197,8 @@ def _model_at(path: tuple[str | int, ...], data: dict[str, Any]) -> type[BaseMod
             return MapConfig
         case ("map", int(), "fields", str()):
             return FieldConfig
+        case ("map", int(), "on_delete"):
+            return TombstoneConfig
         case ("map", int(), "associate", int()):
             return AssociateConfig
         case (str(section),):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     PlainSerializer,
     PlainValidator,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -174,11 +178,24 @@ def _unquoted(part: str) -> str:
     return part[1:-1].replace('""', '"') if part.startswith('"') else part
 
 
-def _on_delete(given: object) -> object:
-    if isinstance(given, dict):
-        msg = "{ set = … } is not available in this version"
-        raise ValueError(msg)  # noqa: TRY004 - pydantic collects ValueError only
-    return given
+class TombstoneConfig(Table):
+    """What a deleted row leaves behind: its record, with these fields set."""
+
+    set: Annotated[dict[str, Scalar], Field(min_length=1)]
+    """CRM field = value, written in place of a delete."""
+    unset: dict[str, Scalar] = Field(default_factory=dict)
+    """CRM field = value, of the fields in set that are not mapped: what they have as long as the row lives."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TombstoneConfig:
+        if strangers := self.unset.keys() - self.set.keys():
+            msg = f"unset is for fields of set, which {', '.join(sorted(strangers))} is not"
+            raise ValueError(msg)
+        return self
+
+
+def _delete_form(given: object) -> str:
+    return "<table>" if isinstance(given, dict | TombstoneConfig) else "<word>"
 
 
 class MapConfig(Table):
@@ -200,10 +217,11 @@ class MapConfig(Table):
     """Associations to keep (HubSpot)."""
     where: str | None = None
     """SQL condition that a row must meet (the publication's row filter; before PostgreSQL 15 applied by cdcsync)."""
-    given_on_delete: Annotated[Literal["delete", "ignore", "archive"], BeforeValidator(_on_delete)] = Field(
-        default="delete", alias="on_delete"
-    )
-    """What a deleted row does to its record; "archive" is HubSpot's word for delete."""
+    given_on_delete: Annotated[
+        Annotated[Literal["delete", "ignore", "archive"], Tag("<word>")] | Annotated[TombstoneConfig, Tag("<table>")],
+        Discriminator(_delete_form),
+    ] = Field(default="delete", alias="on_delete")
+    """What a deleted row does to its record: delete it (HubSpot's word is "archive"), nothing, or set fields."""
     on_truncate: Literal["pause", "ignore", "delete"] = "pause"
     """What TRUNCATE does: pause the mapping, nothing, or delete the records whose rows are gone."""
     max_deletes: MaxDeletes = Allowance(0.1, 3600.0)
@@ -255,12 +273,50 @@ class MapConfig(Table):
         usual = {name: {"only_if_empty"} for name, field in self.fields.items() if not field.only_if_empty}
         names = {"table", "to", "key", "fields", "associate", "where", "nulls"}
         parts = self.model_dump_json(include=names, exclude={"fields": usual})
+        if self.constants:
+            parts += json.dumps(self.constants, sort_keys=True)
         return hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
 
     @property
-    def on_delete(self) -> Literal["delete", "ignore"]:
+    def on_delete(self) -> Literal["delete", "ignore", "set"]:
         """The delete policy, in one vocabulary for all CRMs."""
+        if self.tombstone is not None:
+            return "set"
         return "ignore" if self.given_on_delete == "ignore" else "delete"
+
+    @property
+    def tombstone(self) -> TombstoneConfig | None:
+        """What is set in the record of a deleted row, if it is kept."""
+        return self.given_on_delete if isinstance(self.given_on_delete, TombstoneConfig) else None
+
+    @property
+    def constants(self) -> Mapping[str, Scalar]:
+        """Fields that have the same value in the record of every row that lives."""
+        return self.tombstone.unset if self.tombstone is not None else {}
+
+    @model_validator(mode="after")
+    def _deletes_fit(self) -> MapConfig:
+        if self.on_delete == "ignore" and self.on_truncate == "delete":
+            msg = 'on_truncate = "delete" does not go with on_delete = "ignore"'
+            raise ValueError(msg)
+        if self.tombstone is None:
+            return self
+        mapped = {name.lower() for name in self.fields}
+        own = {name.lower() for name in self.tombstone.unset}
+        for name in self.tombstone.set:
+            if name.lower() == self.key_field.lower():
+                msg = f"on_delete: {name} is the key, which a deleted row's record keeps"
+            elif name.lower() in mapped & own:
+                msg = f"on_delete: {name} is mapped, so that unset has nothing to say about it"
+            elif name.lower() not in mapped | own:
+                msg = (
+                    f"on_delete: say what {name} is while the row lives: map it, or write "
+                    f"on_delete = {{ set = {{ {name} = … }}, unset = {{ {name} = … }} }}"
+                )
+            else:
+                continue
+            raise ValueError(msg)
+        return self
 
     @field_validator("fields")
     @classmethod

@@ -205,7 +205,7 @@ def _map_function(shape: _Shape) -> Callable[[bytes], Mapped]:
             source.block("if raw[:2] != count:", "raise broken()")
             read_columns(source, shape.used())
             _write_key(source, shape)
-            source.line("fields = {}")
+            source.line(f"fields = {source.name(dict(config.constants))}.copy()" if config.constants else "fields = {}")
             source.line("parents = links = absent = ()")
             for number, (name, field) in enumerate(config.fields.items()):
                 _Field(source, shape, number, name, field).write()
