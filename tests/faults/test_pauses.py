@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+
+import pytest
 
 from tests.faults.stage import Stage, stage
 
@@ -111,12 +114,15 @@ def _jobs(shop: Stage) -> list[str]:
     return [job.state for job in snapshot.lanes[0].jobs] if snapshot is not None else ["?"]
 
 
-def test_an_emptied_table_leaves_the_crm_its_records_until_a_person_says_so(pg: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [{}, BULK], ids=["batches", "bulk jobs"])
+def test_an_emptied_table_leaves_the_crm_its_records_until_a_person_says_so(
+    path: Mapping[str, str], pg: str, tmp_path: Path
+) -> None:
     """A DELETE without WHERE, with kills in between: never more than the allowance goes. Resumed all of it goes."""
-    with stage(tmp_path, pg, changes=GUARDED) as shop:
+    with stage(tmp_path, pg, changes={**GUARDED, **path}) as shop:
         shop.execute("DELETE FROM orders")
         shop.execute("DELETE FROM customers")
-        fill(shop, 2_000 - 40)
+        fill(shop, 3_000)
         shop.start()
         shop.settled()
         before = accounts(shop)

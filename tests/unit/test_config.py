@@ -26,7 +26,8 @@ from cdcsync.config import (
     template_parts,
 )
 from cdcsync.config.lines import line_of, locate
-from cdcsync.config.units import format_duration, format_size, parse_budget, parse_duration, parse_size
+from cdcsync.config.mapping import TombstoneConfig
+from cdcsync.config.units import Allowance, format_duration, format_size, parse_budget, parse_duration, parse_size
 from cdcsync.errors import ConfigError
 
 SMALLEST = """\
@@ -75,6 +76,12 @@ listen       = "off"
 level = "debug"
 format = "json"
 
+[alert]
+command = "/usr/local/bin/page 'on call'"
+webhook = { file = "/etc/hook" }
+after   = "5m"
+rejects = 100
+
 [crm.salesforce]
 login_url     = "https://acme.my.salesforce.com/"
 client_id     = "3MVG9..."
@@ -96,6 +103,7 @@ to     = "salesforce.Contact"
 key    = { External_Id__c = "id" }
 nulls  = "keep"
 on_truncate = "ignore"
+max_deletes = "12.5% per day"
 backfill = false
 where  = "deleted_at IS NULL"
 
@@ -111,6 +119,9 @@ table  = "companies"
 to     = "salesforce.Account"
 key    = { External_Id__c = "id" }
 fields = { Name = "name" }
+on_truncate = "delete"
+on_delete = { set = { Name = "(gone)", Active__c = false }, unset = { Active__c = true } }
+max_deletes = "off"
 
 [[map]]
 table     = "crm.customers"
@@ -178,6 +189,8 @@ def test_the_smallest_file_loads_with_the_documented_defaults(tmp_path: Path) ->
     )
     assert (one.key_field, one.key_column) == ("External_Id__c", "id")
     assert one.fields["Email"].column == "email"
+    assert (config.alert.command, config.alert.webhook, config.alert.after) == (None, None, 60.0)
+    assert one.max_deletes == Allowance(0.1, 3600.0)
     assert (one.on_delete, one.on_truncate, one.nulls, one.backfill, one.where) == (
         "delete",
         "pause",
@@ -204,7 +217,13 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     )
     assert isinstance(salesforce.daily_budget, int)
     assert (portal.kind, portal.daily_budget, portal.base_url) == ("hubspot", 0.125, "https://api.hubapi.com")
-    people, _, contacts, companies = config.maps
+    alert = config.alert
+    assert (alert.command, alert.after, alert.rejects) == ("/usr/local/bin/page 'on call'", 300.0, 100)
+    assert alert.webhook == Secret(file="/etc/hook")
+    people, accounts, contacts, companies = config.maps
+    assert (people.max_deletes, accounts.max_deletes) == (Allowance(0.125, 86400.0), None)
+    assert (accounts.on_delete, accounts.on_truncate) == ("set", "delete")
+    assert accounts.tombstone == TombstoneConfig(set={"Name": "(gone)", "Active__c": False}, unset={"Active__c": True})
     assert (people.name, people.table, people.nulls, people.backfill) == ("people", "crm.customers", "keep", False)
     assert people.fields["AccountId"].ref == RefConfig("salesforce", "Account", "External_Id__c")
     assert people.fields["Level__c"].values == {"g": "Gold", "s": "Silver"}
@@ -324,16 +343,35 @@ def test_names_that_cannot_be_told_apart_are_refused(tmp_path: Path, table: str,
     ("line", "path"),
     [
         ('write = "upsert"', "write"),
-        ('max_deletes = "10% per hour"', "max_deletes"),
         ('fields = { A = { python = "a:b" } }', "fields.A.python"),
-        ('on_truncate = "delete"', "on_truncate"),
-        ("on_delete = { set = { A = false } }", "on_delete"),
     ],
 )
 def test_what_is_documented_but_not_built_yet_says_so(tmp_path: Path, line: str, path: str) -> None:
     """A key of a later release is not called unknown."""
     found = mistakes(tmp_path, with_map(f'table = "t"\nto = "salesforce.X"\nkey = {{ K = "id" }}\n{line}\n'))
     assert any(f"map[0].{path}: " in one and "not available in this version" in one for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "words"),
+    [
+        ('max_deletes = "many"', "map[0].max_deletes", '"10% per hour"'),
+        ('on_delete = "erase"', "map[0].on_delete", 'expected "delete", "ignore" or "archive"'),
+        ("on_delete = { sets = { A = 1 } }", "map[0].on_delete.sets", "did you mean set?"),
+        ("on_delete = { set = { A = 1 } }", "map[0]", "say what A is while the row lives"),
+        ("on_delete = { set = { A = [1] } }", "map[0].on_delete.set.A.str", "expected text"),
+        ('on_truncate = "empty"', "map[0].on_truncate", 'expected "pause", "ignore" or "delete"'),
+        ('[alert]\nwebhook = "http://hooks.example.com/x"', "alert.webhook", "use https"),
+        ('[alert]\nwebhook = "hooks"', "alert.webhook", "expected a URL"),
+        ('[alert]\ncommand = "page \'x"', "alert.command", "not a command line"),
+        ("[alert]\nrejects = 0", "alert.rejects", "greater than or equal to 1"),
+        ("[alert]\ncomand = 'x'", "alert.comand", "did you mean command?"),
+    ],
+)
+def test_what_guards_and_alerts_cannot_be_is_refused(tmp_path: Path, line: str, path: str, words: str) -> None:
+    """Each with its place and a sentence."""
+    found = mistakes(tmp_path, with_map(f'table = "t"\nto = "salesforce.X"\nkey = {{ K = "id" }}\n{line}\n'))
+    assert any(f"{path}: " in one and words in one for one in found), found
 
 
 @pytest.mark.parametrize(
@@ -530,7 +568,7 @@ def test_the_file_is_searched_in_the_documented_order(tmp_path: Path, monkeypatc
 def test_the_schema_describes_what_the_file_may_hold() -> None:
     """Editors get every section, both forms of a field, and refuse unknown keys."""
     schema = json.loads(json.dumps(json_schema()))
-    assert {"postgres", "batch", "state", "status", "log", "crm", "map"} <= schema["properties"].keys()
+    assert {"postgres", "batch", "state", "status", "log", "alert", "crm", "map"} <= schema["properties"].keys()
     mapping = schema["$defs"]["MapConfig"]
     assert mapping["additionalProperties"] is False
     assert {"name", "table", "to", "key", "fields", "on_delete"} <= mapping["properties"].keys()
