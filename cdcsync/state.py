@@ -159,7 +159,7 @@ class State:
         """
         self.unbind()
         with self._transaction():
-            for table in ("journal", "reject", "job", "counter", "sent_link", "pause", "met", "copy"):
+            for table in ("journal", "reject", "reject_request", "job", "counter", "sent_link", "pause", "met", "copy"):
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 — our names
             for prefix in ("paused_by:", "paused_crm:", "drifted:"):
                 self._db.execute("DELETE FROM meta WHERE substr(key, 1, ?) = ?", (len(prefix), prefix))

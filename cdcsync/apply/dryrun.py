@@ -1,6 +1,6 @@
 """A CRM that is only read: what would be written is told, and answered as if it had been.
 
-The adapter behind it is asked to log in, to check and to look keys up, and for nothing else: ``Reads`` has no more.
+The adapter behind it is asked to log in, to check and to look records up, and for nothing else: ``Reads`` has no more.
 What the CRM would refuse is therefore not seen. A record that would be made gets an id that no CRM gives.
 """
 
@@ -17,6 +17,8 @@ from cdcsync.model import Applied, Batch, JobStatus, Op, Outcome, Record, Target
 
 Kind: TypeAlias = Literal["create", "update", "delete"]
 
+MADE: Final = "shadow:"
+"""Begins the id of a record that would have been made; no CRM has a colon in its ids."""
 CALLS_A_JOB: Final = 10
 """Requests of one bulk job: made, uploaded, closed, looked at some times, three lists of results."""
 
@@ -38,6 +40,9 @@ class Reads(Protocol):
 
     def find(self, target: Target, keys: Sequence[str]) -> dict[str, str]:
         """Look up which keys exist."""
+
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read fields by CRM id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +81,16 @@ class DryRun:
         self.close = reads.close
         self.check = reads.check
         self.find = reads.find
+        self._read = reads.read
         self._tell = tell
         self._turn = threading.Lock()
         self._jobs: dict[str, list[Outcome]] = {}
         self._made = 0
+
+    def read(self, target: Target, crm_ids: Sequence[str], fields: Sequence[str]) -> dict[str, dict[str, object]]:
+        """Read fields by CRM id; a record that would have been made is not there."""
+        real = [crm_id for crm_id in crm_ids if not crm_id.startswith(MADE)]
+        return self._read(target, real, fields) if real else {}
 
     def send(self, batch: Batch) -> list[Outcome]:
         """Tell what would be written, and say that it was."""
@@ -121,7 +132,7 @@ class DryRun:
         with self._turn:
             self._tell(Would(self.name, batch.target, kinds, batch.records, calls))
         return [
-            Applied(record.crm_id or ids.get(record.key) or f"shadow:{record.key}", created=kind == "create")
+            Applied(record.crm_id or ids.get(record.key) or f"{MADE}{record.key}", created=kind == "create")
             for record, kind in zip(batch.records, kinds, strict=True)
         ]
 
