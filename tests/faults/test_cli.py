@@ -194,7 +194,8 @@ def test_pausing(pg: str, tmp_path: Path) -> None:
         shop.wait(lambda: _named(shop, "hubspot", "companies", "name", "Paused") == 1, "the other mapping is held up")
         assert _named(shop, "salesforce", "Account", "Name", "Paused") == 0
         assert _pending(shop, LIVE) == 1
-        assert run(shop, "resume", LIVE).out == f"{LIVE} goes on\n"
+        shop.wait(lambda: shop.state("SELECT count(*) FROM journal") == 1, "the row that waits is not written down")
+        assert run(shop, "resume", LIVE).out == f"{LIVE} goes on: 1 row waiting\n"
         assert run(shop, "resume", LIVE).out == f"{LIVE} was not paused\n"
         shop.settled()
         shop.assert_converged()
