@@ -93,8 +93,10 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A mapping's fields, sorted, those of them that are the CRM's own once they are filled, and what is set in place
-    of a delete, if anything is."""
+    """A mapping's fields, sorted, and those of them that are the CRM's own once they are filled.
+
+    ``tombstone``: what is set in the record of a row that is deleted, where the record is kept.
+    """
 
     fields: tuple[str, ...]
     only_if_empty: frozenset[str] = frozenset()
