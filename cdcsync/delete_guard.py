@@ -115,12 +115,19 @@ class DeleteGuard:
             await self._tell(route)
             self._lane.log.warning("deletes withheld", map=route.name, reason=route.paused)
 
+    def _waiting(self, route: Route) -> int:
+        """Count the deletes in memory that are not on their way."""
+        backlog, counted = route.backlog, self._counted[route.name]
+        taken = (flight.row for flight in backlog.in_flight.values() if flight.row.key not in counted)
+        return sum(row.deleted for rows in (backlog.fold.waiting.values(), taken) for row in rows)
+
     async def _tell(self, route: Route) -> None:
         """Write down why a mapping is paused, in figures as of now."""
         self._told[route.name] = len(route.backlog)
         account = await self._account(route)
         await self._lane.around.tick()
-        _, waiting = await self._lane.around.on_file(lambda state: state.deletes.waiting(route.name))
+        cold = await self._lane.around.on_file(lambda state: state.deletes.cold(route.name))
+        waiting = cold + self._waiting(route)
         allowance = route.config.max_deletes
         assert allowance is not None  # noqa: S101 — for the type checker; it is what asks
         reason = question(route.name, waiting, account.spent.records(account.records), account.spent, allowance)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
+from cdcsync.backlog import COLD, WAITING
 from cdcsync.deletes import Account, Spent
 from cdcsync.entries import Known
 from cdcsync.model import START, Position
@@ -69,10 +70,16 @@ class StoredDeletes:
             self._db.set_meta(_RECORDS + mapping, str(self.records(mapping) + new - gone))
 
     def waiting(self, mapping: str) -> tuple[int, int]:
-        """Count a mapping's rows in the journal, and the deletes among them; it looks at each."""
-        query = "SELECT count(*), coalesce(sum(flags & 1), 0) FROM journal WHERE mapping = ?"
+        """Count a mapping's rows in the journal, and the deletes that wait among them; it looks at each."""
+        deletes = f"flags & 1 AND job IN ({WAITING}, {COLD})"
+        query = f"SELECT count(*), count(*) FILTER (WHERE {deletes}) FROM journal WHERE mapping = ?"  # noqa: S608 — ours
         rows, deletes = self._db.execute(query, (self._mapping_id(mapping),)).fetchone()
         return rows, deletes
+
+    def cold(self, mapping: str) -> int:
+        """Count a mapping's deletes that live in the journal alone; it looks at each row there."""
+        query = f"SELECT count(*) FROM journal WHERE mapping = ? AND job = {COLD} AND flags & 1"  # noqa: S608 — constant
+        return int(self._db.execute(query, (self._mapping_id(mapping),)).fetchone()[0])
 
     def _swept(self, mapping: str) -> frozenset[Position]:
         return frozenset(Position(*one) for one in json.loads(self._db.meta(_SWEPT + mapping) or "[]"))
