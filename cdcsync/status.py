@@ -201,8 +201,8 @@ class RejectGroup:
 class MapStatus:
     """One mapping. ``target`` reads ``salesforce.Contact``; ``lane`` is the CRM's name.
 
-    ``paused`` says why it is, which may be that the CRM is; ``pause`` is its own. ``incomplete``: rows may be missing in
-    the CRM that are neither pending nor parked, until all of them are copied.
+    ``paused`` says why it is, which may be that the CRM is; ``pause`` is its own. ``incomplete``: rows may be missing
+    in the CRM that are neither pending nor parked, until all of them are copied.
     """
 
     name: str
