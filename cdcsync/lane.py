@@ -513,9 +513,11 @@ class Lane:
         return staying
 
     async def _send(self, route: Route, op: Op, drafts: list[Draft]) -> None:
-        if self._by_bulk(route, len(drafts)):
-            await self.jobs.start(route, op, drafts)
-            return
+        whole = [draft for draft in drafts if not draft.unfinished]
+        if self._by_bulk(route, len(whole)):
+            await self.jobs.start(route, op, whole)
+            # A job that goes on after a restart would not know what was left for later.
+            drafts = [draft for draft in drafts if draft.unfinished]
         while drafts:
             size = self.sizes.size(route.target.object, op)
             await self._send_chunk(route, op, drafts[:size])
