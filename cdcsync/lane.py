@@ -450,7 +450,13 @@ class Lane:
             ready = self._drop_deletes(route, ready)
         standing = await self.parents.sort_out(route, ready, mapped)
         known = await self.known(route, asks_for(standing.going))
-        facts = Facts(known, ids=standing.ids, later=standing.later, sent_links=self._sent_links(route, standing.going))
+        facts = Facts(
+            known,
+            ids=standing.ids,
+            later=standing.later,
+            sent_links=self._sent_links(route, standing.going),
+            ids_merge=self.destination.limits.ids_merge,
+        )
         plan = await self.aside(rows, decide, standing.going, mapped, facts, route.shape)
         while plan.ask or plan.look:
             facts = await self._find_out(route, plan, facts)
@@ -459,7 +465,7 @@ class Lane:
         for row, rejected in plan.rejected:
             self.rejects.park(route, row, rejected)
         for row in plan.nothing:
-            self._suppress(route, row)
+            self._suppress(route, row, gone=row.deleted and row.key in facts.asked)
         plan.drafts = await self.deletes.admit(route, plan.drafts)
         groups = [(op, [draft for draft in plan.drafts if draft.op is op]) for op in (Op.UPDATE, Op.UPSERT, Op.DELETE)]
         return [(op, drafts) for op, drafts in groups if drafts]
@@ -701,8 +707,9 @@ class Lane:
         route.backlog.give_back(row, now)
         self.parents.settled(route, row)
 
-    def _suppress(self, route: Route, row: PendingRow) -> None:
-        if row.deleted and row.uncertain:
+    def _suppress(self, route: Route, row: PendingRow, *, gone: bool = False) -> None:
+        """Settle a row for which nothing is to be sent; ``gone``: the CRM was asked, and has no record of it."""
+        if gone:
             for place in row.places:
                 self.books.ledger[route.name, place] = None
         self.books.counters["suppressed"] += 1

@@ -184,7 +184,7 @@ class Link:
 
 
 class Op(enum.Enum):
-    """UPSERT writes by external key, and creates; UPDATE writes by CRM id, the key too; DELETE removes by CRM id."""
+    """UPSERT writes by external key, and creates; UPDATE writes a record that is there; DELETE removes by CRM id."""
 
     UPSERT = "upsert"
     UPDATE = "update"
@@ -203,14 +203,17 @@ class Target:
 class Record:
     """One record to send. ``fields`` never holds the key field: ``key`` does, and an UPDATE writes it along.
 
-    So an UPDATE changes the key, or gives it back to a record that somebody took it from; an equal one does nothing.
-    ``crm_id`` is set for UPDATE and DELETE, and for an UPSERT where it is known.
+    ``crm_id`` is set for UPDATE and DELETE, and for an UPSERT where it is known. ``rekeyed``: an UPDATE changes the
+    key, so only the id says which record is meant. One that does not is of the record with this id *and* this key: if
+    somebody has taken either away, an adapter goes by the one that cannot name another row's record (see
+    ``apply.base``).
     """
 
     key: str
     fields: Mapping[str, Value] = field(default_factory=dict)
     crm_id: str | None = None
     links: tuple[Link, ...] = ()
+    rekeyed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +230,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """The CRM holds the record as sent. For a delete: it is gone, whoever deleted it (``crm_id`` may be None)."""
+    """The CRM holds the record as sent. For a delete: it is gone, whoever deleted it (``crm_id`` may be None).
+
+    ``crm_id`` may be another one than the record had: people deleted or merged that, and this one has the key now.
+    """
 
     crm_id: str | None
     created: bool = False
@@ -260,7 +266,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """An UPDATE's CRM id is not there (any more); nothing was written. Adapters answer it for UPDATE only."""
+    """An UPDATE's record is not there (any more); nothing was written. Adapters answer it for UPDATE only."""
 
     message: str
 

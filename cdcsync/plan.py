@@ -7,8 +7,10 @@ The ledger's word counts only for rows that are not ``uncertain``. Who asks what
   attempt may have arrived, the CRM is asked under which key it holds the record.
 * A field that is the CRM's own once filled (``only_if_empty``) goes to a new record, and to one in which it is empty:
   whether there is a record, and what is in it, the CRM is asked.
+* Where an id may have become another record's (``ids_merge``), a delete and a key change ask in any case: only a record
+  that still has the row's key is the row's.
 * What the ledger knows as equal does not go out, and a record of which nothing is left is suppressed. A record from
-  which fields are left out is written by its id: by its key it might be made anew, from a part.
+  which fields are left out is an update: an upsert might make it anew, from a part.
 * A record cannot be created, nor given to another row, from a row with columns missing: such a row is rejected.
 * A field or link whose record cannot be there before this one is left for later: the row goes twice.
 """
@@ -79,7 +81,7 @@ class Facts:
     that it holds, by the records' keys. ``filled``: fields in which the row's record has something, of rows for which
     that was looked up. ``ids``: CRM ids of the records that a row's fields and links (by ``slot``) refer to, as far as
     they are known. ``later``: fields and links that are left for later. ``sent_links``: CRM ids that an earlier attempt
-    may have linked.
+    may have linked. ``ids_merge`` is as in ``apply.base.Limits``.
     """
 
     known: Mapping[str, Known]
@@ -89,6 +91,7 @@ class Facts:
     ids: Mapping[tuple[str, str], str] = field(default_factory=dict)
     later: Mapping[str, Collection[str]] = field(default_factory=dict)
     sent_links: Mapping[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+    ids_merge: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,19 +166,25 @@ def redraft(
         elif row.key in mapped:
             write = _Write(row, mapped[row.key], facts, shape)
             hashes = write.hashes(write.values, entry)
-            drafts.append(Draft(row, op, Record(row.key, write.values, crm_id), shape.fields, hashes))
+            record = Record(row.key, write.values, crm_id, rekeyed=op is Op.UPDATE and bool(row.origins))
+            drafts.append(Draft(row, op, record, shape.fields, hashes))
     return drafts
 
 
 def _decide_delete(row: PendingRow, facts: Facts, tombstone: Tombstone | None, plan: Plan) -> None:
     known = _entry(row, facts.known)
     crm_id = known.crm_id if known is not None else None
+    if is_tombstone(known) and not row.uncertain:
+        plan.nothing.append(row)
+        return
+    # A tombstone is written by the key, and so cannot reach another row's record.
+    another = facts.ids_merge and crm_id is not None and tombstone is None
     if row.key in facts.asked:
-        crm_id = _found(row.places, crm_id, facts)
-    elif row.places and (row.uncertain or crm_id is None):
+        crm_id = _found(row.places or (row.key,), crm_id, facts)
+    elif another or (row.places and (row.uncertain or crm_id is None)):
         plan.ask.append(row)
         return
-    if crm_id is None or (is_tombstone(known) and not row.uncertain):
+    if crm_id is None:
         plan.nothing.append(row)
     elif tombstone is not None:
         plan.drafts.append(_buried(row, crm_id, known, facts, tombstone))
@@ -230,9 +239,10 @@ class _Write:
         # A row that lacks columns must not be made anew where the record went with a delete of which no answer came.
         if row.uncertain and (moved or self.mapped.absent):
             return True
-        if not row.whole and not self.shape.only_if_empty.isdisjoint(self.values):
-            return known is None or row.uncertain
-        return known is None and moved
+        if moved and (known is None or self.facts.ids_merge):
+            return True
+        owned = not row.whole and not self.shape.only_if_empty.isdisjoint(self.values)
+        return owned and (known is None or row.uncertain)
 
     def _operation(self, known: Known | None, *, asked: bool) -> tuple[Op, str | None]:
         row, facts = self.row, self.facts
@@ -271,7 +281,8 @@ class _Write:
         if trusted and not values and not changes and not row.origins and not later:
             plan.nothing.append(row)
             return
-        record = Record(row.key, values, crm_id, changes)
+        rekeyed = bool(row.origins) and crm_id is not None and crm_id != self.facts.found.get(row.key)
+        record = Record(row.key, values, crm_id, changes, rekeyed)
         plan.drafts.append(Draft(row, op, record, self.shape.fields, hashes, links, bool(later)))
 
     def _without_owned(self, values: dict[str, Value], crm_id: str | None, known: Known | None) -> dict[str, Value]:

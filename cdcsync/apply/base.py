@@ -16,6 +16,14 @@ What a record says means the same on every path and for every operation, whateve
 * ``None`` and the empty text leave the field empty (no CRM here tells them apart), all else is written.
 
 An adapter whose format cannot say one of these for some record sends that record another way.
+
+An update creates nothing, since it carries only part of a row, and never touches another row's record:
+
+* where an id means one record for ever, it goes by the id, and gives the key back to a record that somebody took it
+  from;
+* where the ids of merged records all name the survivor (``Limits.ids_merge``), one that is not ``rekeyed`` goes by the
+  key, and what has another key by now is ``Missing``. One that is, and a delete, can only go by the id: the lane asks
+  just before whether a record has the row's former key, and under which id.
 """
 
 from __future__ import annotations
@@ -64,6 +72,7 @@ class Limits:
     """An adapter's sizes as data. ``batch`` by operation; ``bulk_from`` is None where there is no bulk path.
 
     ``bulk_records`` and ``bulk_bytes`` (of the rows as PostgreSQL sent them) bound a job, all of which is in memory.
+    ``ids_merge``: when people merge records, the ids of those that went name the one that is left.
     """
 
     batch: Mapping[Op, int]
@@ -71,6 +80,7 @@ class Limits:
     bulk_from: int | None = None
     bulk_records: int = 20_000
     bulk_bytes: int = 12 << 20
+    ids_merge: bool = False
 
 
 @dataclass(frozen=True, slots=True)

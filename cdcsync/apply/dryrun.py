@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol, TypeAlias
 
 from cdcsync.apply.base import Finding, Limits, Wanted
@@ -76,7 +76,8 @@ class DryRun:
 
     def __init__(self, reads: Reads, tell: Callable[[Would], None]) -> None:
         self.name = reads.name
-        self.limits = reads.limits
+        # The CRM has no record that would have been made: it is not asked whose one is before that would go.
+        self.limits = replace(reads.limits, ids_merge=False)
         self.open = reads.open
         self.close = reads.close
         self.check = reads.check

@@ -3,6 +3,7 @@
 How a batch can fail decides the shape of this: an upsert whose inputs carry distinct trace ids reports bad rows one by
 one (207); updates, conflicts of unique values and duplicate ids refuse the whole batch (400, 409). Upsert by a unique
 property, update, archive and associations may all be repeated after a lost answer, so nothing here remembers anything.
+An id from before a merge names the survivor, which may be another row's record: an update goes by the key where it can.
 Sources: HubSpot's error handling page and recorded traffic.
 """
 
@@ -19,7 +20,7 @@ from cdcsync.apply.hubspot_links import Linker, changes
 from cdcsync.apply.hubspot_lookup import BATCH, Lookup
 from cdcsync.apply.hubspot_rows import NOT_FOUND, sort
 from cdcsync.apply.hubspot_session import HubspotSession
-from cdcsync.apply.hubspot_values import is_date, properties
+from cdcsync.apply.hubspot_values import ADDRESS, is_date, properties
 from cdcsync.config import HubspotConfig
 from cdcsync.errors import BatchRejectedError
 from cdcsync.model import Applied, Batch, Missing, Op, Outcome, Record, Retry, Target
@@ -30,7 +31,7 @@ class HubspotDestination:
 
     def __init__(self, name: str, config: HubspotConfig, gate: Gate) -> None:
         self.name = name
-        self.limits = Limits(batch=dict.fromkeys(Op, BATCH), max_parallel=config.max_parallel)
+        self.limits = Limits(batch=dict.fromkeys(Op, BATCH), max_parallel=config.max_parallel, ids_merge=True)
         self._session = HubspotSession(config, gate)
         self._lookup = Lookup(self._session)
         self._linker = Linker(self._session)
@@ -63,13 +64,35 @@ class HubspotDestination:
         """Write one batch, then the association changes of the records that were written."""
         if batch.op is Op.DELETE:
             return isolate(self._archive, batch)
-        outcomes = isolate(self._write, batch)
+        outcomes = self._update(batch) if batch.op is Op.UPDATE else isolate(self._write, batch)
         for change in changes(batch.records, outcomes):
             for place, rejected in self._linker.carry_out(batch.target.object, change).items():
                 outcomes[place] = rejected
         return outcomes
 
+    def _update(self, batch: Batch) -> list[Outcome]:
+        """Update those by id whose key changes, and the others by their key, in a request of each kind."""
+        outcomes: dict[int, Outcome] = {}
+        records = dict(enumerate(batch.records))
+        if batch.target.key_field == ADDRESS:
+            records = self._by_address(batch)
+        for rekeyed in (True, False):
+            part = {place: record for place, record in records.items() if record.rekeyed is rekeyed}
+            outcomes |= zip(part, isolate(self._write, replace(batch, records=tuple(part.values()))), strict=True)
+        return [outcomes.get(place) or _missing(batch.target, record) for place, record in enumerate(batch.records)]
+
+    def _by_address(self, batch: Batch) -> dict[int, Record]:
+        """Look up which ids contacts have now, by their place: HubSpot refuses an update by address."""
+        keys = [record.key for record in batch.records if not record.rekeyed]
+        ids = self._lookup.by_key(batch.target, keys)
+        return {
+            place: record if record.rekeyed else replace(record, crm_id=ids[record.key], rekeyed=True)
+            for place, record in enumerate(batch.records)
+            if record.rekeyed or record.key in ids
+        }
+
     def _write(self, batch: Batch) -> list[Outcome]:
+        """Write records in one request; updates must be all ``rekeyed``, or none."""
         method = self._session.objects.upsert if batch.op is Op.UPSERT else self._session.objects.update
         instants = self._instants(batch)
         inputs = [_input(batch, record, place, instants) for place, record in enumerate(batch.records)]
@@ -93,9 +116,14 @@ class HubspotDestination:
         """Settle a record that the answer does not name: alone, its answer can only be its own."""
         if stray:
             return isolate(self._write, replace(batch, records=(record,)))[0]
-        if batch.op is Op.UPDATE and not self._lookup.exists(batch.target, record.crm_id or ""):
-            return Missing(f"HubSpot has no record {record.crm_id} (any more)")
+        if batch.op is Op.UPDATE and not self._is_there(batch.target, record):
+            return _missing(batch.target, record)
         return Retry("UNANSWERED", "HubSpot's answer to the batch says nothing about this record")
+
+    def _is_there(self, target: Target, record: Record) -> bool:
+        if record.rekeyed:
+            return self._lookup.exists(target, record.crm_id or "")
+        return bool(self._lookup.by_key(target, [record.key]))
 
     def _archive(self, batch: Batch) -> list[Outcome]:
         inputs = [{"id": record.crm_id} for record in batch.records]
@@ -108,9 +136,14 @@ class HubspotDestination:
         return [Applied(record.crm_id) for record in batch.records]
 
 
+def _missing(target: Target, record: Record) -> Missing:
+    name = record.crm_id if record.rekeyed else f"with {target.key_field} {record.key}"
+    return Missing(f"HubSpot has no record {name} (any more)")
+
+
 def _input(batch: Batch, record: Record, place: int, instants: frozenset[str]) -> dict[str, Any]:
     fields = properties(batch.target, record, instants)
-    if batch.op is Op.UPDATE:
+    if batch.op is Op.UPDATE and record.rekeyed:
         return {"id": record.crm_id, "properties": fields, "objectWriteTraceId": str(place)}
     return {
         "id": record.key,

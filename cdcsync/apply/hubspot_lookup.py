@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from cdcsync.apply.hubspot_rows import contents, found
 from cdcsync.apply.hubspot_session import HubspotSession
-from cdcsync.apply.hubspot_values import comparable
+from cdcsync.apply.hubspot_values import ADDRESS, comparable
 from cdcsync.model import Target
 
 BATCH: Final = 100
@@ -62,7 +62,7 @@ class Lookup:
         }
         ids = found(self._read(target, body), target.key_field)
         known = {key: ids[key] for key in keys if key in ids}
-        if target.key_field != "email" or known.keys() == ids.keys():
+        if target.key_field != ADDRESS or known.keys() == ids.keys():
             return known
         if len(keys) == 1:
             return {keys[0]: next(iter(ids.values()))}

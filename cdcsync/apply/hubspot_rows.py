@@ -28,7 +28,10 @@ class Sorted:
 
 
 def sort(batch: Batch, body: Mapping[str, Any]) -> Sorted:
-    """Give each record of an upsert or update its outcome; some may have none. Raises FatalError for mapping faults."""
+    """Give each record of an upsert or update its outcome; some may have none. Raises FatalError for mapping faults.
+
+    The records of an update are all ``rekeyed``, and so were named by id, or none is.
+    """
     places = {_own(batch, record): place for place, record in enumerate(batch.records)}
     outcomes: dict[int, Outcome] = {}
     stray = False
@@ -48,12 +51,16 @@ def sort(batch: Batch, body: Mapping[str, Any]) -> Sorted:
     return Sorted(outcomes, stray)
 
 
+def _by_id(batch: Batch) -> bool:
+    return batch.op is Op.UPDATE and batch.records[0].rekeyed
+
+
 def _own(batch: Batch, record: Record) -> str:
-    return record.crm_id or "" if batch.op is Op.UPDATE else comparable(batch.target.key_field, record.key)
+    return record.crm_id or "" if _by_id(batch) else comparable(batch.target.key_field, record.key)
 
 
 def _theirs(batch: Batch, result: Mapping[str, Any]) -> str:
-    if batch.op is Op.UPDATE:
+    if _by_id(batch):
         return str(result.get("id"))
     fields = result.get("properties")
     return comparable(batch.target.key_field, fields.get(batch.target.key_field) if isinstance(fields, dict) else None)

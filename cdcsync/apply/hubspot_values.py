@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
-from typing import TypeGuard
+from typing import Final, TypeGuard
 
 from cdcsync.errors import FatalError
 from cdcsync.model import Record, Ref, Target, Value
+
+ADDRESS: Final = "email"
+"""The one key that is HubSpot's own: a contact has several values of it, and no update goes by it."""
 
 
 def encode(value: Value) -> str:
@@ -65,4 +68,4 @@ def is_date(value: Value) -> TypeGuard[dt.date]:
 
 def comparable(key_field: str, key: object) -> str:
     """Give a key as HubSpot compares it: addresses are stored and compared in lower case, other keys as they are."""
-    return str(key).lower() if key_field == "email" else str(key)
+    return str(key).lower() if key_field == ADDRESS else str(key)

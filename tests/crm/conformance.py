@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import urllib3
@@ -126,6 +126,10 @@ class Subject:
         names = {"text": self.adapter.text, "other": self.adapter.other}
         fields = {**self.adapter.required, **{names[name]: value for name, value in texts.items()}}
         return Record(key, fields, crm_id)
+
+    def rekeyed(self, key: str, crm_id: str, text: Value) -> Record:
+        """Make a record whose key changes to this one."""
+        return replace(self.record(key, crm_id=crm_id, text=text), rekeyed=True)
 
     def send(self, op: Op, *records: Record) -> list[Outcome]:
         """Send a batch of the target."""

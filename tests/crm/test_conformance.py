@@ -123,7 +123,8 @@ def test_update_by_id_changes_the_key_of_the_same_record(subject: Subject, bulk:
         subject.admin(
             "PATCH", f"/records/{subject.adapter.target.object}/{crm_id}", {subject.adapter.target.key_field: key}
         )
-        assert ids(subject.deliver(Op.UPDATE, subject.record("new", crm_id=crm_id, text=key), bulk=bulk)) == [crm_id]
+        update = subject.rekeyed("new", crm_id, key)
+        assert ids(subject.deliver(Op.UPDATE, update, bulk=bulk)) == [crm_id]
         assert list(subject.stored()) == ["new"]
         assert subject.stored()["new"]["id"] == crm_id
         assert subject.value("new", subject.adapter.text) == key
@@ -145,6 +146,40 @@ def test_an_update_of_a_record_that_is_not_there_says_so(subject: Subject, bulk:
     assert outcomes[1] == Applied(here)
     assert isinstance(outcomes[2], Missing)
     assert list(subject.stored()) == ["1"]
+
+
+@on_every_path
+def test_an_update_tells_which_records_are_there(subject: Subject, bulk: bool) -> None:  # noqa: FBT001 - as above
+    """Records whose key changes and others in one batch: each is answered in its place, and none is made."""
+    first, second, third = subject.made("1", "2", "3")
+    subject.send(Op.DELETE, Record("3", crm_id=third))
+    outcomes = subject.deliver(
+        Op.UPDATE,
+        subject.record("1", crm_id=first, text="x"),
+        subject.rekeyed("4b", subject.adapter.unknown_id, "x"),
+        subject.rekeyed("2b", second, "x"),
+        subject.record("3", crm_id=third, text="x"),
+        bulk=bulk,
+    )
+    assert outcomes[::2] == [Applied(first), Applied(second)]
+    assert all(isinstance(outcome, Missing) for outcome in outcomes[1::2]), outcomes
+    assert {key: entry["id"] for key, entry in subject.stored().items()} == {"1": first, "2b": second}
+    assert [subject.value(key, subject.adapter.text) for key in ("1", "2b")] == ["x", "x"]
+
+
+@on_every_path
+def test_an_update_of_a_record_that_somebody_gave_another_key(subject: Subject, bulk: bool) -> None:  # noqa: FBT001
+    """It is given its key back where its id tells that it is the row's; else it is missing, and left alone."""
+    target = subject.adapter.target
+    (crm_id,) = subject.made("1")
+    subject.admin("PATCH", f"/records/{target.object}/{crm_id}", {target.key_field: "somebody's"})
+    (outcome,) = subject.deliver(Op.UPDATE, subject.record("1", crm_id=crm_id, text="x"), bulk=bulk)
+    if subject.crm.limits.ids_merge:
+        assert isinstance(outcome, Missing)
+        assert (list(subject.stored()), subject.value("somebody's", subject.adapter.text)) == (["somebody's"], "made")
+    else:
+        assert outcome == Applied(crm_id)
+        assert (list(subject.stored()), subject.value("1", subject.adapter.text)) == (["1"], "x")
 
 
 def test_delete_and_delete_again(subject: Subject) -> None:
@@ -290,7 +325,10 @@ def test_after_a_lost_answer_a_repeat_doubles_nothing(subject: Subject, op: Op, 
     first, second = subject.made("1", "2")
     batch = {
         Op.UPSERT: [subject.record("1", text="new"), subject.record("3", text="new")],
-        Op.UPDATE: [subject.record("1", crm_id=first, text="new"), subject.record("3", crm_id=second, text="new")],
+        Op.UPDATE: [
+            subject.record("1", crm_id=first, text="new"),
+            subject.rekeyed("3", second, "new"),
+        ],
         Op.DELETE: [Record("1", crm_id=first), Record("2", crm_id=second)],
     }[op]
     subject.fault(**rule)

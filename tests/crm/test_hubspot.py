@@ -12,7 +12,7 @@ import pytest
 
 from cdcsync.apply.base import Finding, Wanted
 from cdcsync.errors import CredentialsError, FatalError, RateLimitedError, TransientError
-from cdcsync.model import Applied, Batch, Link, Missing, Op, Record, Rejected, Target
+from cdcsync.model import Applied, Batch, Link, Missing, Op, Record, Rejected, Retry, Target
 from cdcsync.sandbox.server import SandboxThread
 from tests.crm.hubspot_account import COMPANIES, CONTACTS, DEALS, OAUTH, Account, ids
 
@@ -154,16 +154,63 @@ def test_merged_records_are_read_and_updated_by_their_old_ids(account: Account) 
     read = account.crm.read(CONTACTS, asked, ["firstname", "lastname"])
     merged = {"firstname": "1", "lastname": None}
     assert read == {first: merged, survivor: merged, second: merged, third: {"firstname": "3", "lastname": None}}
-    updates = (Record("1", {"lastname": "x"}, first), Record("3", {"lastname": "y"}, third))
+    updates = (Record("1", {"lastname": "x"}, first, rekeyed=True), Record("3", {"lastname": "y"}, third))
     assert ids(account.crm.send(Batch(CONTACTS, Op.UPDATE, updates))) == [survivor, third]
     assert account.fields()["1"]["lastname"] == "x"
+
+
+def test_updates_go_by_the_key(account: Account) -> None:
+    """One request for a full batch, whatever ids the ledger has; silence about a record is looked into by its key."""
+    keys = [str(n) for n in range(100)]
+    made = account.made(*keys)
+    account.gate.passed = 0
+    updates = tuple(Record(key, {"firstname": "x"}, "999999") for key in keys)
+    assert ids(account.crm.send(Batch(CONTACTS, Op.UPDATE, updates))) == made
+    assert account.gate.passed == 1
+    for n in range(2):
+        account.fault(kind="refuse", status=200, body={"results": [], "errors": []}, match={"path": "/batch/update"})
+        (outcome,) = account.crm.send(Batch(CONTACTS, Op.UPDATE, (Record(("7", "nobody")[n], {}, made[7]),)))
+        assert type(outcome) is (Retry, Missing)[n]
+
+
+def test_updates_of_contacts_by_address(account: Account) -> None:
+    """HubSpot refuses an update by address, so the ids are looked up: one read more; what is not there is missing."""
+    contacts = Target("contacts", "email")
+    first, second, third, gone = ids(account.upsert(*(Record(f"{n}@example.com") for n in range(4)), target=contacts))
+    account.admin("DELETE", f"/records/contacts/{gone}")
+    account.gate.passed = 0
+    outcomes = account.crm.send(
+        Batch(
+            contacts,
+            Op.UPDATE,
+            (
+                Record("0@EXAMPLE.com", {"firstname": "a"}, "999999"),
+                Record("3@example.com", {"firstname": "b"}, gone),
+                Record("1b@example.com", {"firstname": "c"}, second, rekeyed=True),
+                Record("2@example.com", {"firstname": "d"}, third),
+                Record("4@example.com", {"firstname": "e"}, first),
+            ),
+        )
+    )
+    assert account.gate.passed == 2
+    assert [outcome for outcome in outcomes if isinstance(outcome, Applied)] == [
+        Applied(first),
+        Applied(second),
+        Applied(third),
+    ]
+    assert [type(outcome) for outcome in outcomes] == [Applied, Missing, Applied, Applied, Missing]
+    held = {entry["fields"]["email"]: entry["fields"].get("firstname") for entry in account.records().values()}
+    assert held == {"0@example.com": "a", "1b@example.com": "c", "2@example.com": "d"}
 
 
 def test_two_ids_of_one_merged_record_are_told_apart(account: Account) -> None:
     """HubSpot refuses them in one request, without a word about who is to blame: halved, both are written."""
     first, second = account.made("1", "2")
     account.admin("POST", f"/records/contacts/{first}/merge", {"other": second})
-    updates = (Record("1", {"lastname": "x"}, first), Record("1b", {"firstname": "y"}, second))
+    updates = (
+        Record("1", {"lastname": "x"}, first, rekeyed=True),
+        Record("1b", {"firstname": "y"}, second, rekeyed=True),
+    )
     assert len(set(ids(account.crm.send(Batch(CONTACTS, Op.UPDATE, updates))))) == 1
     (fields,) = account.fields().values()
     assert (fields["lastname"], fields["firstname"]) == ("x", "y")
@@ -197,7 +244,8 @@ def test_a_key_or_object_that_cannot_work_stops_the_mapping(account: Account, ta
 def test_update_by_id_changes_the_key_of_the_same_record(account: Account) -> None:
     """A key change keeps the record and sets its key."""
     (crm_id,) = account.made("old")
-    outcomes = account.crm.send(Batch(CONTACTS, Op.UPDATE, (Record("new", {"firstname": "Ada"}, crm_id=crm_id),)))
+    update = Record("new", {"firstname": "Ada"}, crm_id, rekeyed=True)
+    outcomes = account.crm.send(Batch(CONTACTS, Op.UPDATE, (update,)))
     assert outcomes == [Applied(crm_id)]
     assert account.crm.find(CONTACTS, ["old", "new"]) == {"new": crm_id}
 
@@ -206,8 +254,8 @@ def test_updates_of_vanished_records_say_so(account: Account) -> None:
     """Ids that HubSpot does not know are missing; bad values among the others are still found one by one."""
     made = account.made("1", "2", "3", "4")
     account.admin("DELETE", f"/records/contacts/{made[1]}")
-    records = [Record(f"k{n}", {"tier": "gold"}, crm_id=crm_id) for n, crm_id in enumerate(made)]
-    records[2] = Record("k2", {"tier": "platinum"}, crm_id=made[2])
+    records = [Record(f"k{n}", {"tier": "gold"}, crm_id, rekeyed=True) for n, crm_id in enumerate(made)]
+    records[2] = Record("k2", {"tier": "platinum"}, made[2], rekeyed=True)
     outcomes = account.crm.send(Batch(CONTACTS, Op.UPDATE, tuple(records)))
     assert [type(outcome) for outcome in outcomes] == [Applied, Missing, Rejected, Applied]
     assert account.crm.find(CONTACTS, ["k0", "k1", "k2", "k3", "3"]) == {"k0": made[0], "k3": made[3], "3": made[2]}

@@ -34,11 +34,18 @@ def org(salesforce_sandbox: SandboxThread) -> Iterator[Org]:
 
 
 def test_of_two_merged_records_one_is_left(subject: Subject) -> None:
-    """Salesforce buries the other one, HubSpot lets its id mean the survivor; its key is free in both."""
+    """Salesforce buries the other one, HubSpot lets its id mean the survivor; its key is free in both.
+
+    An update of the other one's row finds nothing in either, and leaves the survivor alone.
+    """
     first, second = subject.made("1", "2")
     survivor = subject.admin("POST", f"/records/{subject.adapter.target.object}/{first}/merge", {"other": second})["id"]
     assert {key: entry["id"] for key, entry in subject.stored().items()} == {"1": survivor}
-    (outcome,) = subject.send(Op.UPDATE, subject.record("1", crm_id=second, text="x"))
+    (outcome,) = subject.send(Op.UPDATE, subject.record("2", crm_id=second, text="x"))
+    assert isinstance(outcome, Missing)
+    assert subject.value("1", subject.adapter.text) == "made"
+    assert ids(subject.send(Op.UPDATE, subject.record("1", crm_id=first, text="x"))) == [survivor]
+    (outcome,) = subject.send(Op.UPDATE, subject.rekeyed("1", second, "x"))
     if subject.adapter is SALESFORCE:
         assert survivor == first
         assert isinstance(outcome, Missing)

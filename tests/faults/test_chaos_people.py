@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cdcsync.status import MapStatus
+from tests.faults.shopkeeper import prepare
 from tests.faults.stage import Stage, stage
 
 PEOPLE = {"salesforce": "Contact", "hubspot": "contacts"}
@@ -85,6 +86,77 @@ def test_records_that_people_merge(pg: str, tmp_path: Path) -> None:
                 assert len(shop.holders(crm, name, key)) == 1
             books = shop.admin(crm, "books")
             assert (books["double_creates"], books["steps_back"]) == (0, 0)
+
+
+def test_a_record_that_people_deleted_comes_back_with_its_references(pg: str, tmp_path: Path) -> None:
+    """A record that was deleted by hand and comes back with its row's next change is linked as the one before was."""
+    with stage(tmp_path, pg) as shop:
+        shop.start()
+        shop.settled()
+        (changed,) = ids(shop, "orders", 1)
+        shop.remove("hubspot", shop.record("hubspot", "deals", changed))
+        shop.execute("UPDATE orders SET amount = amount + 1 WHERE id = %s", [changed])
+        shop.settled()
+        shop.assert_converged()
+
+
+def test_a_row_that_goes_spares_the_record_that_its_own_was_merged_into(pg: str, tmp_path: Path) -> None:
+    """HubSpot's survivor answers to both old ids; the row whose record went into it must not take it along.
+
+    Nor may it give the survivor its own new key. The row that kept its record takes it along as ever. What the other
+    record was associated with stays with the survivor, as people wanted.
+    """
+    with stage(tmp_path, pg) as shop:
+        prepare(shop)
+        shop.start()
+        shop.settled()
+        kept, gone, kept_too, renamed, both, neither = ids(shop, "customers", 6)
+        for one, other in ((kept, gone), (kept_too, renamed), (both, neither)):
+            shop.merge("hubspot", *(shop.record("hubspot", "contacts", key) for key in (one, other)))
+        shop.execute("DELETE FROM customers WHERE id = ANY(%s::uuid[])", [[gone, both, neither]])
+        shop.execute(
+            "UPDATE customers SET id = gen_random_uuid(), email = 'renamed@example.com' WHERE id = %s", [renamed]
+        )
+        shop.settled()
+        for key in (kept, kept_too):
+            assert shop.holders("hubspot", "contacts", key), f"the record of {key} is lost"
+        held = {record["key"]["customer_id"] for record in shop.records("hubspot", "contacts")}
+        assert held == {str(key) for (key,) in shop.execute("SELECT id FROM customers")}
+        books = shop.admin("hubspot", "books")
+        assert (books["double_creates"], books["steps_back"]) == (0, 0)
+
+
+def test_contacts_whose_key_is_their_address(pg: str, tmp_path: Path) -> None:
+    """HubSpot takes no update by address: part of a row goes to the contact that has it, and a new address follows.
+
+    A contact that was deleted by hand comes back whole.
+    """
+    changes = {
+        'key       = { customer_id = "id" }': 'key       = { email = "email" }',
+        'email       = "email"\n': 'customer_id = "id"\n',
+        '  { to = "hubspot.contacts", column = "customer_id", type = "deal_to_contact" },\n': "",
+    }
+    with stage(tmp_path, pg, changes=changes) as shop:
+        shop.execute("ALTER TABLE customers REPLICA IDENTITY FULL")
+        shop.start()
+        shop.settled()
+        changed, deleted, moved, gone = ids(shop, "customers", 4)
+        before = {key: shop.record("hubspot", "contacts", key) for key in (changed, deleted, moved)}
+        shop.remove("hubspot", before[deleted])
+        shop.edit("hubspot", before[changed], lastname="Theirs")
+        shop.execute("UPDATE customers SET first_name = 'New' WHERE id = ANY(%s::uuid[])", [[changed, deleted]])
+        shop.execute("UPDATE customers SET email = 'moved@example.com' WHERE id = %s", [moved])
+        shop.execute("DELETE FROM customers WHERE id = %s", [gone])
+        shop.settled()
+        after = {key: shop.record("hubspot", "contacts", key) for key in (changed, deleted, moved)}
+        assert after[changed]["id"] == before[changed]["id"]
+        assert (after[changed]["fields"]["firstname"], after[changed]["fields"]["lastname"]) == ("New", "Theirs")
+        assert after[deleted]["id"] != before[deleted]["id"]
+        assert after[deleted]["fields"]["lastname"] == before[deleted]["fields"]["lastname"]
+        assert (after[moved]["id"], after[moved]["fields"]["email"]) == (before[moved]["id"], "moved@example.com")
+        assert not shop.holders("hubspot", "contacts", gone)
+        books = shop.admin("hubspot", "books")
+        assert (books["double_creates"], books["steps_back"]) == (0, 0)
 
 
 def test_fields_that_people_edit(pg: str, tmp_path: Path) -> None:

@@ -70,10 +70,19 @@ def test_alone_every_entry_is_the_records_own() -> None:
 
 def test_vanished_records_of_an_update_are_missing() -> None:
     """HubSpot groups the ids that it does not know into one error."""
-    batch = Batch(CONTACTS, Op.UPDATE, tuple(Record(f"{n}@x.com", crm_id=str(n)) for n in range(3)))
+    batch = Batch(CONTACTS, Op.UPDATE, tuple(Record(f"{n}@x.com", crm_id=str(n), rekeyed=True) for n in range(3)))
     grouped = {"category": "OBJECT_NOT_FOUND", "message": "gone", "context": {"ids": ["0", "2"]}}
     outcomes = sort(batch, {"results": [{"id": "1", "properties": {}}], "errors": [grouped]}).outcomes
     assert outcomes == {0: Missing("gone"), 1: Applied("1"), 2: Missing("gone")}
+
+
+def test_an_update_that_keeps_the_key_is_found_by_it() -> None:
+    """The ids that the ledger has play no part: the answer may have others, and errors name what was asked for."""
+    batch = Batch(Target("contacts", "number"), Op.UPDATE, tuple(Record(f"k{n}", crm_id=str(n)) for n in range(3)))
+    grouped = {"category": "OBJECT_NOT_FOUND", "message": "gone", "context": {"ids": ["k2"]}}
+    results = [{"id": "0", "properties": {"number": "k1"}}, {"id": "9", "properties": {"number": "k0"}}]
+    outcomes = sort(batch, {"results": results, "errors": [grouped]}).outcomes
+    assert outcomes == {0: Applied("9"), 1: Applied("0"), 2: Missing("gone")}
 
 
 def test_passing_row_errors_are_to_be_retried() -> None:

@@ -96,3 +96,44 @@ def test_a_link_replaces_every_one_that_may_have_been_made() -> None:
     (draft,) = decide([ROW], {"k": mapped}, facts, Shape(("A",))).drafts
     assert draft.record.links == (Link("companies", "c", "3", ("1", "2")),)
     assert draft.links == {"companies:c": "3"}
+
+
+def test_where_ids_merge_a_record_is_the_row_s_if_it_has_its_key() -> None:
+    """The ledger's id may mean the record that the row's own was merged into: it neither goes nor gets another key."""
+    deleted, moved = replace(ROW, deleted=True), replace(ROW, base="old")
+    for row, place in ((deleted, "k"), (moved, "old")):
+        facts = Facts({place: SAME}, ids_merge=True)
+        assert decide([row], {"k": MAPPED}, facts, Shape(("A",))).ask == [row]
+        assert not decide([row], {"k": MAPPED}, replace(facts, ids_merge=False), Shape(("A",))).ask
+        (draft,) = decide([row], {"k": MAPPED}, replace(facts, asked={"k"}, found={place: "8"}), Shape(("A",))).drafts
+        assert draft.record.crm_id == "8", "its own, by the id that it has since it took another one in"
+        plan = decide([row], {"k": MAPPED}, replace(facts, asked={"k"}, found={}), Shape(("A",)))
+        if row is deleted:
+            assert plan.nothing == [row]
+        else:
+            assert [(draft.op, draft.record.crm_id) for draft in plan.drafts] == [(Op.UPSERT, None)]
+    late = replace(ROW, base=None, deleted=True)
+    assert decide([late], {}, Facts({"k": SAME}, ids_merge=True), Shape(("A",))).ask == [late]
+    (draft,) = decide([late], {}, Facts({"k": SAME}, {"k": "7"}, {"k"}, ids_merge=True), Shape(("A",))).drafts
+    assert draft.record.crm_id == "7"
+
+
+def test_a_key_change_of_a_row_whose_fields_are_the_crm_s_own_asks_too() -> None:
+    """What is in the record is one question, whether it is the row's another."""
+    moved = replace(ROW, base="old")
+    shape = Shape(("A",), frozenset({"A"}))
+    assert decide([moved], {"k": MAPPED}, Facts({"old": SAME}, ids_merge=True), shape).ask == [moved]
+
+
+def test_an_update_says_whether_the_key_changes() -> None:
+    """Only then the id alone tells the record: found under its new key already, it has that."""
+    known, shape = replace(SAME, hashes=b"", fields=()), Shape(("A",))
+    (draft,) = decide([ROW], {"k": MAPPED}, Facts({"k": known}), shape).drafts
+    assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, False)
+    moved = replace(ROW, base="old")
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({"old": known}), shape).drafts
+    assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, True)
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({"old": known}, {"k": "7"}, {"k"}), shape).drafts
+    assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, False)
+    (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "7"}, {"k"}), shape).drafts
+    assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, True)
