@@ -679,31 +679,31 @@ class Lane:
                 self._missing(route, draft.row, outcome)
 
     def _applied(self, route: Route, draft: Draft, outcome: Applied) -> None:
-        row, books = draft.row, self.books
+        row, books, now = draft.row, self.books, self.clock.time()
         for key in (row.key, *row.places):
             books.ledger[route.name, key] = None
+        replaced = draft.replaced_by(outcome)
         if draft.op is Op.DELETE:
             books.counters["deleted"] += 1
         else:
             crm_id = outcome.crm_id or draft.record.crm_id
-            books.ledger[route.name, draft.record.key] = Known(
-                crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, self.clock.time()
-            )
+            known = Known(crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, now)
+            books.ledger[route.name, draft.record.key] = _relocated(crm_id, known, now) if replaced else known
             books.counters["created"] += outcome.created
         for key in row.keys:
             books.links_settled(route.name, key)
-        if draft.unfinished:
-            self._go_on(route, row)
+        if draft.unfinished or replaced:
+            self._go_on(route, row, _written_elsewhere if replaced else _written)
             return
         books.counters["applied"] += 1
         route.applied += 1
         self.rejects.accepted(route, row)
         self._settled(route, row)
 
-    def _go_on(self, route: Route, row: PendingRow) -> None:
-        """Let a row that was written in part go once more: for what it refers to, which waited for this one."""
+    def _go_on(self, route: Route, row: PendingRow, written: Callable[[PendingRow], PendingRow]) -> None:
+        """Let a row that was written in part go once more: with what it refers to, or to what is another record now."""
         now = self.clock.monotonic()
-        route.backlog.refit(row, _written, now)
+        route.backlog.refit(row, written, now)
         route.backlog.give_back(row, now)
         self.parents.settled(route, row)
 
@@ -851,6 +851,13 @@ def _written(row: PendingRow) -> PendingRow:
     return row
 
 
+def _written_elsewhere(row: PendingRow) -> PendingRow:
+    """Of the record that has the key now, nothing is known: its row goes whole, with all that it refers to."""
+    row.lies_at(row.key)
+    row.uncertain, row.whole = True, False
+    return row
+
+
 def _without_record(row: PendingRow) -> PendingRow:
     row.lies_at(None)
     return row
@@ -861,7 +868,7 @@ def _gone(row: PendingRow) -> PendingRow:
     return row
 
 
-def _relocated(crm_id: str, known: Known | None, at: float) -> Known:
+def _relocated(crm_id: str | None, known: Known | None, at: float) -> Known:
     """Return the ledger's entry of a record that has another key than the ledger said; its values are not known."""
     if known is None:
         return Known(crm_id, (), b"", {}, START, at)

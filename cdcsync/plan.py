@@ -25,7 +25,7 @@ from cdcsync.entries import Known
 from cdcsync.errors import ConfigError, RowRejectedError
 from cdcsync.mappers.compile import Mapped, RowMapper, WantedLink
 from cdcsync.mappers.values import field_hash
-from cdcsync.model import INCOMPLETE_ROW, Link, Op, Record, Ref, Rejected, Relation, Value
+from cdcsync.model import INCOMPLETE_ROW, Applied, Link, Op, Record, Ref, Rejected, Relation, Value
 from cdcsync.tombstone import Tombstone, is_tombstone, place_of
 
 HASH_BYTES = 8
@@ -46,6 +46,16 @@ class Draft:
     hashes: bytes = b""
     links: Mapping[str, str] = field(default_factory=dict)
     unfinished: bool = False
+
+    def replaced_by(self, outcome: Applied) -> bool:
+        """Whether part of the row went to another record than the ledger knew, which lacks the rest.
+
+        People have deleted the one that was known, or merged it, and another one has the key.
+        """
+        if self.row.deleted or self.record.crm_id is None or outcome.crm_id in {None, self.record.crm_id}:
+            return False
+        made = {slot(link) for link in self.record.links if link.to_id is not None}
+        return len(self.record.fields) < len(self.fields) or not made.issuperset(self.links)
 
 
 @dataclass(slots=True)

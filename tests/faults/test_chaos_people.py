@@ -100,6 +100,31 @@ def test_a_record_that_people_deleted_comes_back_with_its_references(pg: str, tm
         shop.assert_converged()
 
 
+def test_a_record_that_people_replaced_gets_the_whole_row(pg: str, tmp_path: Path) -> None:
+    """Somebody deletes a record and gives its key to another: that one has nothing of the row, nor its references.
+
+    The row's next change of one field brings all of it.
+    """
+    with stage(tmp_path, pg) as shop:
+        changed, spare = ids(shop, "orders", 2)
+        shop.execute("UPDATE orders SET company_id = (SELECT min(id) FROM companies) WHERE id = %s", [changed])
+        shop.execute(
+            "UPDATE orders SET company_id = NULL, customer_id = (SELECT customer_id FROM orders WHERE id = %s) "
+            "WHERE id = %s",
+            [changed, spare],
+        )
+        shop.start()
+        shop.settled()
+        other = shop.record("hubspot", "deals", spare)
+        shop.remove("hubspot", shop.record("hubspot", "deals", changed))
+        shop.edit("hubspot", other, order_id=changed, amount="1", closedate="2001-02-03T00:00:00Z")
+        shop.execute("UPDATE orders SET title = title || '!' WHERE id = %s", [changed])
+        shop.execute("UPDATE orders SET title = title || '!' WHERE id = %s", [spare])
+        shop.settled()
+        assert shop.record("hubspot", "deals", changed)["id"] == other["id"]
+        shop.assert_converged()
+
+
 def test_a_row_that_goes_spares_the_record_that_its_own_was_merged_into(pg: str, tmp_path: Path) -> None:
     """HubSpot's survivor answers to both old ids; the row whose record went into it must not take it along.
 

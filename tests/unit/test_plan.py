@@ -10,8 +10,9 @@ from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Known
 from cdcsync.mappers.compile import Mapped, WantedLink
 from cdcsync.mappers.values import field_hash
-from cdcsync.model import START, Column, Link, Op, Relation
+from cdcsync.model import START, Applied, Column, Link, Op, Relation
 from cdcsync.plan import Facts, Shape, decide
+from cdcsync.tombstone import Tombstone
 
 RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
 ROW = PendingRow("k", RELATION, b"", deleted=False, base="k", first=START, last=START, since=0.0, latest=0.0)
@@ -112,6 +113,10 @@ def test_where_ids_merge_a_record_is_the_row_s_if_it_has_its_key() -> None:
             assert plan.nothing == [row]
         else:
             assert [(draft.op, draft.record.crm_id) for draft in plan.drafts] == [(Op.UPSERT, None)]
+    kept = Shape(("A",), tombstone=Tombstone({"Gone": True}))
+    (draft,) = decide([deleted], {}, Facts({"k": SAME}, ids_merge=True), kept).drafts
+    assert (draft.op, draft.record.key, draft.record.rekeyed) == (Op.UPDATE, "k", False), "which goes by the key"
+    assert not draft.replaced_by(Applied("8")), "a deleted row has nothing more to send"
     late = replace(ROW, base=None, deleted=True)
     assert decide([late], {}, Facts({"k": SAME}, ids_merge=True), Shape(("A",))).ask == [late]
     (draft,) = decide([late], {}, Facts({"k": SAME}, {"k": "7"}, {"k"}, ids_merge=True), Shape(("A",))).drafts
@@ -137,3 +142,19 @@ def test_an_update_says_whether_the_key_changes() -> None:
     assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, False)
     (draft,) = decide([moved], {"k": MAPPED}, Facts({}, {"old": "7"}, {"k"}), shape).drafts
     assert (draft.op, draft.record.rekeyed) == (Op.UPDATE, True)
+
+
+def test_a_record_that_is_another_one_lacks_what_was_not_sent() -> None:
+    """Fields or links that were left out as equal are not in the record that has the key now."""
+    link = WantedLink("companies", "c", "acme")
+    known, shape = replace(SAME, links={"companies:c": "1"}), Shape(("A", "B"))
+    facts = Facts({"k": known}, ids={("k", "companies:c"): "1"})
+    both = MAPPED._replace(fields={"A": "x", "B": "y"}, links=(link,))
+    (part,) = decide([ROW], {"k": both}, facts, shape).drafts
+    assert not part.record.links
+    (whole,) = decide([replace(ROW, uncertain=True)], {"k": both}, facts, shape).drafts
+    (unlinked,) = decide([replace(ROW, whole=True)], {"k": both}, facts, shape).drafts
+    assert [draft.replaced_by(Applied("8")) for draft in (part, whole, unlinked)] == [True, False, True]
+    assert [draft.replaced_by(Applied("7")) for draft in (part, whole, unlinked)] == [False] * 3
+    (fresh,) = decide([ROW], {"k": both}, Facts({}, ids=facts.ids), shape).drafts
+    assert not fresh.replaced_by(Applied("8", created=True))
