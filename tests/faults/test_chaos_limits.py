@@ -118,3 +118,35 @@ def test_an_object_that_is_stuck(pg: str, tmp_path: Path) -> None:
         shop.mend("salesforce")
         shop.settled()
         shop.assert_converged()
+
+
+@pytest.mark.parametrize("kind", ["hold", "refuse"])
+def test_an_object_that_hangs_or_refuses(kind: str, pg: str, tmp_path: Path) -> None:
+    """Requests about one object get no answer, or 503: rows of others go on at their own pace."""
+    with stage(tmp_path, pg) as shop:
+        shop.start()
+        shop.settled()
+        for crm, name in {"salesforce": "Opportunity", "hubspot": "deals"}.items():
+            shop.fault(crm, {"kind": kind, "match": {"object": name}, "times": None})
+        shop.execute(
+            "INSERT INTO orders (customer_id, title, stage, due) SELECT c.id, 'Stuck', 'new', '2026-01-02' "
+            "FROM generate_series(1, 1900), (SELECT id FROM customers LIMIT 1) c"
+        )
+        shop.wait(
+            lambda: lane(shop, "hubspot").in_flight + lane(shop, "hubspot").counters.retries > 0, "nothing is sent"
+        )
+        time.sleep(QUIET)  # repeated refusals would have made a common back-off long by now
+        for number in range(5):
+            shop.execute("UPDATE companies SET name = 'Goes on ' || %s", [str(number)])
+            for crm, (name, field) in {"salesforce": ("Account", "Name"), "hubspot": ("companies", "name")}.items():
+                shop.wait(
+                    lambda crm=crm, name=name, field=field, number=number: (  # type: ignore[misc]
+                        {record["fields"][field] for record in shop.records(crm, name)} == {f"Goes on {number}"}
+                    ),
+                    f"companies do not go on in {crm}",
+                    timeout=3,
+                )
+        for crm in shop.sandboxes:
+            shop.mend(crm)
+        shop.settled()
+        shop.assert_converged()
