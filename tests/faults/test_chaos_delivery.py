@@ -17,7 +17,11 @@ from tests.faults.shopkeeper import prepare
 from tests.faults.stage import Stage, stage
 
 FIRMS = {"salesforce": "Account", "hubspot": "companies"}
-HOLD: dict[str, object] = {"kind": "hold", "when": "after", "match": {"path": "composite/sobjects$|companies/batch/update"}}
+HOLD: dict[str, object] = {
+    "kind": "hold",
+    "when": "after",
+    "match": {"path": "composite/sobjects$|companies/batch/update"},
+}
 PIECE = 20
 AWAY = float(os.environ.get("CDCSYNC_AWAY_SECONDS", "4"))
 """How long PostgreSQL is down; minutes make no difference but to the test's time."""
