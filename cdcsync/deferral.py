@@ -54,6 +54,8 @@ class Deferral:
                     self._forget(route, key)
                 elif route.backlog.held.get(key) == REASON and not _is_referred(route, row):
                     self._released.add((route.name, key))
+                    self._deletes[route.name].pop(key, None)
+                    self._moves[route.name].discard(key)
                     route.backlog.wake(key, self._lane.clock.monotonic())
                     released = True
         return released
@@ -72,7 +74,8 @@ class Deferral:
         through = []
         for key, since in self._deletes[route.name].items():
             row = route.backlog.fold.waiting.get(key)
-            if row is not None and row.deleted and not _is_through(route, row, since):
+            released = (route.name, key) in self._released
+            if row is not None and row.deleted and not released and not _is_through(route, row, since):
                 break
             through.append(key)
         return through

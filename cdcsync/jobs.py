@@ -175,7 +175,7 @@ class JobRunner:
             job = await self._save(replace(job, state=JobState.UPLOADED))
         if job.state is JobState.UPLOADED:
             await self._unpaused(job)
-            await self._step(crm.bulk_close, crm_job)
+            await self._step(crm.bulk_close, crm_job, begun=True)
             job = await self._save(replace(job, state=JobState.CLOSED))
         return job
 
@@ -210,10 +210,10 @@ class JobRunner:
     async def _await_end(self, job: Job) -> JobStatus:
         delay = FIRST_POLL
         while True:
-            status = await self._step(self._crm.bulk_poll, job.crm_job or "")
+            status = await self._step(self._crm.bulk_poll, job.crm_job or "", begun=True)
             self._status[job.id] = status
             if status.state == "open":
-                await self._step(self._crm.bulk_close, job.crm_job or "")
+                await self._step(self._crm.bulk_close, job.crm_job or "", begun=True)
             elif status.state != "running":
                 return status
             await asyncio.sleep(delay)
@@ -228,7 +228,7 @@ class JobRunner:
                 f"bulk job {job.crm_job} of {job.mapping} failed: {status.message}",
                 hint="The CRM looked at no row: a field or the object is not there for this user. Run `cdcsync check`.",
             )
-        return await self._step(self._crm.bulk_results, job.crm_job or "", batch)
+        return await self._step(self._crm.bulk_results, job.crm_job or "", batch, begun=True)
 
     def _end(self, route: Route, job: Job, *, uncertain: bool) -> None:
         """Forget a job; rows that it did not settle are sent again."""
@@ -240,22 +240,32 @@ class JobRunner:
         route.jobs -= 1
         self._lane.nudge()
 
-    async def _step(self, work: Callable[..., T], *arguments: object) -> T:
-        """Take a step until it succeeds; every step may be repeated."""
+    async def _step(self, work: Callable[..., T], *arguments: object, begun: bool = False) -> T:
+        """Take a step until it succeeds; every step may be repeated.
+
+        Once the CRM may have ``begun`` to work on the job, nothing but the job's own end ends it: given up, it would
+        write its values over those that its rows are sent with next.
+        """
         backoff = Backoff()
         while True:
             try:
                 return await self._try(work, *arguments)
-            except (BatchRejectedError, FatalError):
+            except BatchRejectedError:
                 raise
             except DestinationError as error:
+                if isinstance(error, FatalError) and not begun:
+                    raise
                 self._lane.failed(error, backoff)
                 await asyncio.sleep(max(AT_LEAST, backoff.until - self._lane.clock.monotonic()))
 
     async def _try(self, work: Callable[..., T], *arguments: object) -> T:
         """Take a step when a request may be sent."""
         with await self._lane.limiter.acquire():
-            result = await self._lane.call(work, *arguments)
+            try:
+                result = await self._lane.call(work, *arguments)
+            except DestinationError as error:
+                self._lane.blame(error)
+                raise
             self._lane.limiter.worked()
         return result
 

@@ -79,6 +79,8 @@ LONGEST_ROW_BACKOFF = 1_800.0
 """Seconds after which, at the latest, a row is sent again that the CRM never takes nor refuses."""
 
 MANY_ROWS = 1_000
+FRUITLESS = 20
+"""Batches, of which no row may go, that are looked at before others have their turn."""
 THREAD_PREFIX = "crm-"
 
 
@@ -147,8 +149,6 @@ class Lane:
         self._shares = Shares()
         self._opening = Backoff()
         self._opened = False
-        self._failing: set[int] = set()
-        """Kinds of work, by their backoffs, that failed since anything went through."""
         self._attempts: dict[tuple[str, str], Backoff] = {}
         """Of rows that have to be sent again, each by itself: by mapping and key."""
         self._horizon = START
@@ -313,14 +313,21 @@ class Lane:
                 continue
             try:
                 with await self.limiter.acquire("high"):
-                    await self.call(self.destination.open)
-                    self._opened = True
-                    self.recovered(self._opening)
+                    await self._log_in()
             except DestinationError as error:
                 self.failed(error, self._opening)
                 while not self.stopping and (wait := self._opening.until - self.clock.monotonic()) > 0:
                     self._wake.clear()
                     await self._sleep(wait)
+
+    async def _log_in(self) -> None:
+        try:
+            await self.call(self.destination.open)
+        except DestinationError as error:
+            self.blame(error)
+            raise
+        self._opened = True
+        self.recovered(self._opening)
 
     async def _sleep(self, delay: float | None) -> None:
         try:
@@ -339,7 +346,7 @@ class Lane:
                 self._clear_up(tasks, route)
                 self.spill.refill(route)
             # Rows that were held just now may have been all that others waited for.
-            if first is not None or not self.deferral.release():
+            if not self.deferral.release():
                 return first, delay
 
     def _next(self) -> tuple[Candidate | None, float | None]:
@@ -403,10 +410,12 @@ class Lane:
         size = self._job_size() if self._by_bulk(route, len(route.backlog.ready)) else limits.batch[Op.UPSERT]
         self._shares.took(candidate, WEIGHTS[_class(route, copied=copied)])
         defer = partial(self.deferral.defer, route)
-        rows: list[PendingRow] = []
-        while not rows and route.backlog.ready:
+        for _ in range(FRUITLESS):
             rows = route.backlog.take(size, self.clock.monotonic(), defer=defer, room=limits.bulk_bytes, copied=copied)
-        return rows
+            if rows or not route.backlog.ready:
+                return rows
+        self.nudge()  # others have their turn first
+        return []
 
     @property
     def caught_up(self) -> bool:
@@ -504,6 +513,8 @@ class Lane:
         except SourceUnavailableError as error:
             raise TransientError(error.message, hint=error.hint) from error
         known = await self.known(route, asks_for(rows))
+        # What was only found, because a row refers to it, is not ours to delete.
+        known = {key: entry for key, entry in known.items() if entry.position != START}
         staying = []
         for row in rows:
             verdict = verdicts.get(row.key, True)
@@ -600,7 +611,11 @@ class Lane:
             if not keys:
                 return
             with await self.limiter.acquire(_class(route)):
-                found = await self.find(route, sorted(keys))
+                try:
+                    found = await self.find(route, sorted(keys))
+                except DestinationError as error:
+                    self.blame(error)
+                    raise
             known = await self.known(route, keys)
             await self._spread_links(route, keys)
             for key, there in backlog.resolve(found, known, self.clock.monotonic()).items():
@@ -668,7 +683,6 @@ class Lane:
             if isinstance(outcome, Applied):
                 self._applied(route, draft, outcome)
             elif isinstance(outcome, Rejected):
-                self._attempts.pop((route.name, draft.row.key), None)
                 # Associations are requests of their own: the record may have been written, and only they refused.
                 if draft.record.links:
                     draft.row.doubt()
@@ -690,7 +704,7 @@ class Lane:
             known = Known(crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, now)
             books.ledger[route.name, draft.record.key] = _relocated(crm_id, known, now) if replaced else known
             books.counters["created"] += outcome.created
-        for key in row.keys:
+        for key in row.keys if not draft.unfinished else ():
             books.links_settled(route.name, key)
         if draft.unfinished or replaced:
             self._go_on(route, row, _written_elsewhere if replaced else _written)
@@ -719,8 +733,12 @@ class Lane:
                 if not route.backlog.knows(key):  # else its record may have come to another row, which undoes them
                     self.books.links_settled(route.name, key)
 
-    def _settled(self, route: Route, row: PendingRow) -> None:
+    def forget_attempts(self, route: Route, row: PendingRow) -> None:
+        """Forget how often a row was tried in vain."""
         self._attempts.pop((route.name, row.key), None)
+
+    def _settled(self, route: Route, row: PendingRow) -> None:
+        self.forget_attempts(route, row)
         route.backlog.settle(row, self.clock.monotonic())
         self.parents.settled(route, row)
 
@@ -790,23 +808,30 @@ class Lane:
         if isinstance(error, FatalError) and not self._patient:
             raise error
         self.last_error, self.last_error_code = error.message, error.code
-        self._failing.add(id(backoff))
-        if self._is_the_crm(error):
-            self.limiter.failed(error)
         if isinstance(error, RateLimitedError):
+            self.blame(error)
             return  # the limiter knows
         now = self.clock.monotonic()
         delay = backoff.failed(now, random.random())  # noqa: S311 — spreads retries
         if isinstance(error, FatalError):
             backoff.until = now + FATAL_BACKOFF
             delay = FATAL_BACKOFF
+        self.blame(error)
         self.log.warning("backing off", error=error.message, hint=error.hint, seconds=round(delay, 1))
 
+    def blame(self, error: DestinationError) -> None:
+        """Tell the breaker of a failure that may be the CRM's as a whole; one object's has a backoff itself.
+
+        It has to know before the permit is returned with which the work was done: it may be its probe.
+        """
+        if not self.stopping and self._is_the_crm(error):
+            self.limiter.failed(error)
+
     def _is_the_crm(self, error: DestinationError) -> bool:
-        """Whether a failure may be the CRM's as a whole, rather than that of one object, which has a backoff itself."""
         if isinstance(error, FatalError):
             return isinstance(error, CredentialsError)
-        several = len(self._failing) > 1 or len(self.routes) == 1
+        failing = [one for one in self.routes if one.backoff.failures and len(one.backlog) and not one.paused]
+        several = len(failing) > 1 or len(self.routes) == 1
         return several or not self._opened or isinstance(error, RateLimitedError)
 
     @property
@@ -832,7 +857,6 @@ class Lane:
     def recovered(self, backoff: Backoff) -> None:
         """Note that work went through."""
         backoff.ok()
-        self._failing.clear()
         self.limiter.worked()
         self.last_error = self.last_error_code = None
 

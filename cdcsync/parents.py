@@ -81,6 +81,7 @@ class Parents:
         known = await self._known(reference for references in wanted.values() for reference in references)
         standing = Standing()
         for row in rows:
+            self._waits.pop((route.name, row.key), None)
             references = wanted.get(row.key, ())
             for reference in references:
                 if not await self._is_ready(route, row, reference, known, standing):

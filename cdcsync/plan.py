@@ -176,7 +176,8 @@ def redraft(
         elif row.key in mapped:
             write = _Write(row, mapped[row.key], facts, shape)
             hashes = write.hashes(write.values, entry)
-            record = Record(row.key, write.values, crm_id, rekeyed=op is Op.UPDATE and bool(row.origins))
+            values = write.values_without_looking(crm_id)
+            record = Record(row.key, values, crm_id, rekeyed=op is Op.UPDATE and bool(row.origins))
             drafts.append(Draft(row, op, record, shape.fields, hashes))
     return drafts
 
@@ -312,6 +313,11 @@ class _Write:
         return b"".join(
             self._hash(name, values[name]) if name in values else old.get(name, _NOT_SENT) for name in fields
         )
+
+    def values_without_looking(self, crm_id: str | None) -> dict[str, Value]:
+        """Return the fields that may go to a record of which nobody knows now what is in it."""
+        mine = crm_id is None or self.row.whole
+        return {name: value for name, value in self.values.items() if mine or name not in self.shape.only_if_empty}
 
     def _before(self, known: Known | None) -> Mapping[str, bytes]:
         trusted = known is not None and not self.row.uncertain and not self.row.whole

@@ -60,6 +60,7 @@ class Rejects:
     def park(self, route: Route, row: PendingRow, reason: Rejected) -> None:
         """Put a refused row aside, unless a later change of it is here already."""
         lane, backlog = self._lane, route.backlog
+        lane.forget_attempts(route, row)
         if row.refused is None and reason.code not in _NOT_THE_MAPPING:
             self._judge(route, reason)
         if backlog.fold.newer_than(row) is not None:

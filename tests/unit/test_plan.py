@@ -11,7 +11,7 @@ from cdcsync.entries import Known
 from cdcsync.mappers.compile import Mapped, WantedLink
 from cdcsync.mappers.values import field_hash
 from cdcsync.model import START, Applied, Column, Link, Op, Relation
-from cdcsync.plan import Facts, Shape, decide
+from cdcsync.plan import Facts, Shape, decide, redraft
 from cdcsync.tombstone import Tombstone
 
 RELATION = Relation(1, "public", "t", "d", (Column("id", 23, -1, True), Column("a", 25, -1, False)))
@@ -158,3 +158,14 @@ def test_a_record_that_is_another_one_lacks_what_was_not_sent() -> None:
     assert [draft.replaced_by(Applied("7")) for draft in (part, whole, unlinked)] == [False] * 3
     (fresh,) = decide([ROW], {"k": both}, Facts({}, ids=facts.ids), shape).drafts
     assert not fresh.replaced_by(Applied("8", created=True))
+
+
+def test_a_job_that_is_taken_up_again_spares_what_people_may_have_filled() -> None:
+    """Nobody knows then what is in the record: such a field waits for the next change, and the rest goes."""
+    mapped = MAPPED._replace(fields={"A": "x", "Phone": "1"})
+    shape = Shape(("A", "Phone"), frozenset({"Phone"}))
+    for op in (Op.UPDATE, Op.UPSERT):
+        (draft,) = redraft([ROW], op, {"k": mapped}, Facts({"k": SAME}), shape)
+        assert draft.record.fields == {"A": "x"}
+    (draft,) = redraft([replace(ROW, base=None)], Op.UPSERT, {"k": mapped}, Facts({}), shape)
+    assert draft.record.fields == {"A": "x", "Phone": "1"}
