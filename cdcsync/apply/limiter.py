@@ -165,9 +165,15 @@ class Limiter:
         valve.give_back()
         self._requests -= 1
 
-    def end_probe(self) -> None:
-        """Let another probe go, if nobody has said what became of this one."""
-        self._breaker.give_back()
+    def end_probe(self, *, failed: bool) -> None:
+        """Let another probe go, if nobody has said what became of this one.
+
+        Whoever catches the error of one that ``failed`` outside the permit's scope has his say first.
+        """
+        if failed:
+            self._loop.call_soon(self._breaker.give_back)
+        else:
+            self._breaker.give_back()
 
     # --- in threads
 

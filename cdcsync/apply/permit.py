@@ -15,8 +15,8 @@ class Giver(Protocol):
     def give_back(self, valve: Valve) -> None:
         """Return a permit that was not used."""
 
-    def end_probe(self) -> None:
-        """Let another probe go, if nobody has said what became of this one."""
+    def end_probe(self, *, failed: bool) -> None:
+        """Let another probe go, if nobody has said what became of this one, or is about to: of one that failed."""
 
 
 class Permit:
@@ -38,14 +38,14 @@ class Permit:
         self._token = _PERMIT.set(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._token is not None:
             _PERMIT.reset(self._token)
         if self._unspent:
             self._unspent = False
             self._giver.give_back(self._valve)
         if self._probe:
-            self._giver.end_probe()
+            self._giver.end_probe(failed=error is not None)
 
     @staticmethod
     def present() -> Permit | None:

@@ -266,6 +266,31 @@ def test_failures_that_were_together_are_one(monkeypatch: pytest.MonkeyPatch) ->
     assert run(monkeypatch, work) == ["closed"] * (IN_A_ROW - 1) + ["open"]
 
 
+def test_a_probe_whose_error_is_caught_outside_its_permit_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging in, and the steps of bulk jobs, tell of a failure when the permit is gone: still the next rung begins."""
+
+    async def down(limiter: Limiter) -> None:
+        with await limiter.acquire():
+            raise TransientError("down")
+
+    async def work(loop: VirtualLoop) -> list[float]:
+        limiter = limiter_of(loop, RateController(ceiling=100))
+        for _ in range(IN_A_ROW):
+            await fail(limiter)
+        waited = []
+        for _ in LADDER:
+            before = loop.time()
+            try:
+                await down(limiter)
+            except TransientError as error:
+                limiter.failed(error)
+            waited.append(loop.time() - before)
+        return waited
+
+    for waited, rung in zip(run(monkeypatch, work), LADDER, strict=True):
+        assert rung - 2 <= waited <= rung + 2
+
+
 def test_a_probe_without_an_outcome_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """The lane found no rows for it: the next one may go as the probe at once."""
 
