@@ -287,7 +287,7 @@ class _Write:
             before = self._before(known)
             values = {name: value for name, value in values.items() if before.get(name) != self._hash(name, value)}
             op = Op.UPDATE
-        elif row.key in self.facts.asked and crm_id is not None and len(values) < len(self.mapped.fields):
+        elif row.key in self.facts.asked and crm_id is not None and self._is_part(values):
             op = Op.UPDATE
         if trusted and not values and not changes and not row.origins and not later:
             plan.nothing.append(row)
@@ -295,6 +295,10 @@ class _Write:
         rekeyed = bool(row.origins) and crm_id is not None and crm_id != self.facts.found.get(row.key)
         record = Record(row.key, values, crm_id, changes, rekeyed)
         plan.drafts.append(Draft(row, op, record, self.shape.fields, hashes, links, bool(later)))
+
+    def _is_part(self, values: Mapping[str, Value]) -> bool:
+        """Whether a record could not be made from these values: it may be gone by the time that they arrive."""
+        return bool(self.mapped.absent) or len(values) < len(self.mapped.fields)
 
     def _without_owned(self, values: dict[str, Value], crm_id: str | None, known: Known | None) -> dict[str, Value]:
         """Leave out the fields that are the CRM's own, but for those that changed and that are empty there."""
@@ -309,7 +313,10 @@ class _Write:
         fields = self.shape.fields
         if len(values) == len(fields):
             return b"".join([self._hash(name, values[name]) for name in fields])
-        old = _by_field(known) if known is not None else {}
+        old = dict(_by_field(known)) if known is not None else {}
+        if self.row.uncertain or self.row.whole:
+            for name in self.facts.later.get(self.row.key, ()):  # an attempt without an answer may have changed it
+                old.pop(name, None)
         return b"".join(
             self._hash(name, values[name]) if name in values else old.get(name, _NOT_SENT) for name in fields
         )

@@ -89,6 +89,25 @@ def test_no_record_is_made_from_part_of_a_row() -> None:
     assert rejected.code == "incomplete-row"
 
 
+def test_a_part_goes_by_the_id_of_the_record_that_was_found() -> None:
+    """By its key it might make a record from a part, where somebody has deleted that one since it was looked up."""
+    part = MAPPED._replace(absent=("B",))
+    (draft,) = decide(
+        [replace(ROW, uncertain=True)], {"k": part}, Facts({"k": SAME}, {"k": "7"}, asked={"k"}), Shape(("A", "B"))
+    ).drafts
+    assert (draft.op, draft.record.crm_id) == (Op.UPDATE, "7")
+
+
+def test_a_field_left_for_later_is_not_believed_after_a_lost_answer() -> None:
+    """What the ledger says of it is of before the attempt: the row's second pass has to send it."""
+    known, uncertain = Facts({"k": SAME}, later={"k": {"A"}}), replace(ROW, uncertain=True)
+    (draft,) = decide([uncertain], {"k": MAPPED}, known, Shape(("A",))).drafts
+    assert draft.unfinished
+    assert draft.hashes != SAME.hashes
+    (draft,) = decide([ROW], {"k": MAPPED}, known, Shape(("A",))).drafts
+    assert draft.hashes == SAME.hashes
+
+
 def test_a_link_replaces_every_one_that_may_have_been_made() -> None:
     """After a lost answer two earlier targets may be linked; both are removed, and the link that must be is made."""
     mapped = MAPPED._replace(links=(WantedLink("companies", "c", "acme"),))
