@@ -760,7 +760,8 @@ class Lane:
     def _missing(self, route: Route, row: PendingRow, outcome: Missing) -> None:
         """Write under the new key what was to update a record that is gone."""
         self.log.warning("record gone", map=route.name, message=outcome.message)
-        for place in row.places:
+        # A row that was inserted may have been written to a record that the ledger knew under its key.
+        for place in row.places if row.base is not None else (row.key, *row.places):
             self.books.ledger[route.name, place] = None
             if place != row.key:
                 self.parents.pass_on(route, place, row.key)
