@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cdcsync.apply.base import BulkDestination
+from cdcsync.backlog import IN_BATCH
 from cdcsync.backoff import Backoff
 from cdcsync.coalesce import PendingRow
 from cdcsync.entries import Job, Tick
@@ -145,7 +146,7 @@ class JobRunner:
             self._lane.failed(error, route.backoff)
             await self._give_up(job)
             uncertain = self._jobs[job.id].state is JobState.CLOSED
-        self._end(route, job, uncertain=uncertain)
+        await self._end(route, job, uncertain=uncertain)
 
     async def _settle(self, route: Route, drafts: list[Draft], outcomes: list[Outcome]) -> None:
         """Settle a job's rows piece by piece; a crash between two leaves the rest in the job."""
@@ -175,7 +176,7 @@ class JobRunner:
             job = await self._save(replace(job, state=JobState.UPLOADED))
         if job.state is JobState.UPLOADED:
             await self._unpaused(job)
-            await self._step(crm.bulk_close, crm_job, begun=True)
+            await self._ask(crm.bulk_close, crm_job)
             job = await self._save(replace(job, state=JobState.CLOSED))
         return job
 
@@ -210,10 +211,10 @@ class JobRunner:
     async def _await_end(self, job: Job) -> JobStatus:
         delay = FIRST_POLL
         while True:
-            status = await self._step(self._crm.bulk_poll, job.crm_job or "", begun=True)
+            status = await self._ask(self._crm.bulk_poll, job.crm_job or "")
             self._status[job.id] = status
             if status.state == "open":
-                await self._step(self._crm.bulk_close, job.crm_job or "", begun=True)
+                await self._ask(self._crm.bulk_close, job.crm_job or "")
             elif status.state != "running":
                 return status
             await asyncio.sleep(delay)
@@ -228,33 +229,44 @@ class JobRunner:
                 f"bulk job {job.crm_job} of {job.mapping} failed: {status.message}",
                 hint="The CRM looked at no row: a field or the object is not there for this user. Run `cdcsync check`.",
             )
-        return await self._step(self._crm.bulk_results, job.crm_job or "", batch, begun=True)
+        return await self._ask(self._crm.bulk_results, job.crm_job or "", batch)
 
-    def _end(self, route: Route, job: Job, *, uncertain: bool) -> None:
-        """Forget a job; rows that it did not settle are sent again."""
+    async def _end(self, route: Route, job: Job, *, uncertain: bool) -> None:
+        """Forget a job; rows that it did not settle are sent again.
+
+        Not before that is written down: after a crash the job would be taken up with their older state.
+        """
         rows = [flight.row for flight in route.backlog.in_flight.values() if flight.job == job.id]
-        self._lane.give_back(route, rows, uncertain=uncertain, job=job.id)
+        for row in rows:
+            route.backlog.assign(row, IN_BATCH)
         self._jobs.pop(job.id, None)
         self._status.pop(job.id, None)
         self._unwritten[job.id] = None
+        if rows:
+            await self._lane.around.tick()
+        self._lane.give_back(route, rows, uncertain=uncertain)
         route.jobs -= 1
         self._lane.nudge()
 
-    async def _step(self, work: Callable[..., T], *arguments: object, begun: bool = False) -> T:
-        """Take a step until it succeeds; every step may be repeated.
+    async def _step(self, work: Callable[..., T], *arguments: object) -> T:
+        """Take a step until it succeeds; every step may be repeated. Raises BatchRejectedError or FatalError."""
+        return await self._insist((BatchRejectedError, FatalError), work, *arguments)
 
-        Once the CRM may have ``begun`` to work on the job, nothing but the job's own end ends it: given up, it would
-        write its values over those that its rows are sent with next.
+    async def _ask(self, work: Callable[..., T], *arguments: object) -> T:
+        """Ask about a job that was set going until there is an answer, whatever stands against it.
+
+        It runs on meanwhile: of rows that were sent beside it, it could write an older state over the newer one.
         """
+        return await self._insist((), work, *arguments)
+
+    async def _insist(self, final: tuple[type[DestinationError], ...], work: Callable[..., T], *arguments: object) -> T:
         backoff = Backoff()
         while True:
             try:
                 return await self._try(work, *arguments)
-            except BatchRejectedError:
+            except final:
                 raise
             except DestinationError as error:
-                if isinstance(error, FatalError) and not begun:
-                    raise
                 self._lane.failed(error, backoff)
                 await asyncio.sleep(max(AT_LEAST, backoff.until - self._lane.clock.monotonic()))
 
