@@ -3,6 +3,7 @@
 #   make test              all tests in random order; prints the seed (again: make test ARGS=--randomly-seed=N)
 #   make test-postgres     the tests that need a server, on another PostgreSQL: PGBIN=/usr/lib/postgresql/17/bin
 #   make check             what CI runs
+#   make simulate          whole histories of the daemon on virtual time (make simulate SECONDS=3600)
 #   make fuzz              the stream's reader against made-up bytes (CDCSYNC_FUZZ_SECONDS=600)
 
 # The first interpreter that is new enough; override with make PYTHON=/path/to/python.
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-postgres lint types format bench fuzz build check clean
+.PHONY: help venv demo test test-postgres lint types format bench simulate fuzz build check clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -52,6 +53,9 @@ format: $(READY)
 
 bench: $(READY)
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+simulate: $(READY)
+	$(BIN)/python -m tests.simulation --seconds $(or $(SECONDS),60) $(ARGS)
 
 fuzz: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'

@@ -1,61 +1,69 @@
-"""Play histories: ``python -m tests.simulation [SEED | FIRST:LAST | --seconds N]``.
+"""Play histories: ``python -m tests.simulation [SEED | FIRST:LAST] [--seconds N [--from SEED]] [--jobs N]``.
 
-Prints the seeds that went wrong, and counts. The order of sets is fixed (PYTHONHASHSEED), so a seed plays the same again.
+Prints the seeds that went wrong, and counts. One seed alone is told at length (``CDCSYNC_TRACE=1``: with all that
+happens). The order of sets is fixed (PYTHONHASHSEED), so that a seed plays the same again.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import shutil
-import signal
 import sys
-import tempfile
 import time
-import traceback
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
-from tests.simulation.world import play
+from tests.simulation.runner import Tally, play_all, play_on, processors
 
-LONGEST = 10
-"""Seconds of real time that a history may take: more is a loop without an end."""
-
-
-def _too_long(*_: object) -> None:
-    raise TimeoutError
+MINUTE = 60.0
+SHOWN = 600
+"""Characters of what went wrong that are shown, among many histories."""
 
 
 def main(arguments: list[str]) -> int:
-    signal.signal(signal.SIGALRM, _too_long)
-    first, _, last = (arguments or ["1:1000"])[0].partition(":")
-    failed = []
-    counts: Counter[str] = Counter()
-    began = time.process_time()
-    for seed in range(int(first), int(last or first) + 1):
-        directory = Path(tempfile.mkdtemp(prefix="cdcsync-sim-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-        try:
-            signal.alarm(LONGEST)
-            world = play(seed, directory)
-            counts += world.crm.books.counts
-            counts["lives"] += world.lives
-        except Exception as error:
-            failed.append(seed)
-            print(f"--- seed {seed}: {type(error).__name__}: {str(error)[: 3000 if not last else 300]}")
-            if not last:
-                traceback.print_exc()
-        finally:
-            signal.alarm(0)
-            shutil.rmtree(directory)
-    print(f"{len(failed)} wrong: {failed[:50]}")
-    print(dict(counts), f"{time.process_time() - began:.1f} s CPU")
-    return bool(failed)
+    """Play what was asked for; returns 1 if a history went wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description="Play random histories.")
+    parser.add_argument("seeds", nargs="?", default="1:1000", help="SEED or FIRST:LAST (default: 1:1000)")
+    parser.add_argument("--seconds", type=float, help="play for so long, whatever the last seed is")
+    parser.add_argument("--from", type=int, dest="first", help="with --seconds: the first seed (default: the time)")
+    parser.add_argument("--jobs", type=int, default=processors(), help="processes (default: one for each processor)")
+    given = parser.parse_args(arguments)
+    began = time.monotonic()
+    if given.seconds is not None:
+        first = int(time.time()) * 1_000 if given.first is None else given.first
+        print(f"from seed {first}", flush=True)
+        tally = play_on(first, given.jobs, _until(began + given.seconds))
+    elif ":" in given.seeds:
+        first, last = map(int, given.seeds.split(":"))
+        tally = play_on(first, given.jobs, _until(float("inf")), last)
+    else:
+        tally = play_all([int(given.seeds)])
+    for seed, words in sorted(tally.wrong.items()):
+        print(f"--- seed {seed}: {words if len(tally.wrong) == 1 else words[:SHOWN]}")
+    print(f"{tally}; {time.monotonic() - began:.1f} s")
+    if tally.wrong:
+        print(f"wrong: {' '.join(map(str, sorted(tally.wrong)))}")
+    return bool(tally.wrong)
+
+
+def _until(end: float) -> Callable[[Tally], bool]:
+    """Go on until a time, and tell once a minute how it goes."""
+    told = time.monotonic()
+
+    def go_on(tally: Tally) -> bool:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= MINUTE:
+            told = now
+            print(f"{tally}", flush=True)
+            if tally.wrong:
+                print(f"wrong: {' '.join(map(str, sorted(tally.wrong)))}", flush=True)
+        return now < end
+
+    return go_on
 
 
 if __name__ == "__main__":
     if os.environ.get("PYTHONHASHSEED") != "0":
-        os.execve(
-            sys.executable,
-            [sys.executable, "-m", "tests.simulation", *sys.argv[1:]],
-            {**os.environ, "PYTHONHASHSEED": "0"},
-        )  # noqa: S606
+        command = [sys.executable, "-m", "tests.simulation", *sys.argv[1:]]
+        os.execve(sys.executable, command, {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606 — no shell is needed
     sys.exit(main(sys.argv[1:]))

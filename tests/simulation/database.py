@@ -1,27 +1,47 @@
-"""A simulated database: two tables with a foreign key, random transactions, and the WAL that they leave.
+"""A simulated database: tables with foreign keys between them, random transactions, and the WAL that they leave.
 
-Each row has a ``uid`` that it keeps for life, whatever becomes of its key, and a ``version`` that grows with each of its
-changes: with these the CRM's books can tell a second record and a step back.
+Each row has a ``uid`` that it keeps for life, whatever becomes of its key, and a ``version`` that grows with each of
+its changes: with these the CRM's books can tell a second record and a step back.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import random
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeAlias
 
-from cdcsync.model import ABSENT, Begin, Change, ChangeKind, Column, Commit, Relation, Text
+from cdcsync.model import ABSENT, Begin, Change, ChangeKind, Column, Commit, Relation, Text, Truncate
 from cdcsync.wal.decode import join_tuple
 from tests.simulation.virtual import WALL
 
 Row: TypeAlias = dict[str, str | None]
 
-COMPANIES, PEOPLE = "companies", "people"
+COMPANIES, PEOPLE, DEALS = "companies", "people", "deals"
 COLUMNS = {
-    COMPANIES: ("id", "name", "big", "uid", "version"),
-    PEOPLE: ("id", "name", "big", "company", "manager", "uid", "version"),
+    COMPANIES: ("id", "name", "big", "phone", "owner", "uid", "version"),
+    PEOPLE: ("id", "name", "big", "phone", "company", "manager", "uid", "version"),
+    DEALS: ("id", "name", "big", "phone", "contact", "uid", "version"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKey:
+    """ON UPDATE CASCADE; ON DELETE SET NULL, or CASCADE where the habits say so and it ``cascades`` at all."""
+
+    table: str
+    column: str
+    parent: str
+    cascades: bool = False
+
+
+FOREIGN_KEYS = (
+    ForeignKey(PEOPLE, "company", COMPANIES, cascades=True),
+    ForeignKey(PEOPLE, "manager", PEOPLE),
+    ForeignKey(COMPANIES, "owner", PEOPLE),
+    ForeignKey(DEALS, "contact", PEOPLE, cascades=True),
+)
 TEXT = 25
 BAD = "bad"
 """How a name begins that the CRM refuses."""
@@ -32,11 +52,11 @@ class Transaction:
     """A committed transaction as the stream delivers it."""
 
     begin: Begin
-    changes: tuple[Change, ...]
+    changes: tuple[Change | Truncate, ...]
     commit: Commit
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Habits:
     """How the application writes: the parts of each kind of change, and how many rows there are."""
 
@@ -53,6 +73,11 @@ class Habits:
     swap: float = 0.3
     hire: float = 1.0
     """New manager."""
+    own: float = 0.0
+    """New owner of a company."""
+    truncate: float = 0.0
+    deals: bool = False
+    """Whether there are deals."""
 
 
 class Database:
@@ -61,13 +86,13 @@ class Database:
     def __init__(self, rng: random.Random, habits: Habits) -> None:
         self._rng = rng
         self.habits = habits
-        self.tables: dict[str, dict[str, Row]] = {COMPANIES: {}, PEOPLE: {}}
+        self.tables: dict[str, dict[str, Row]] = {COMPANIES: {}, PEOPLE: {}, DEALS: {}}
         self.wal: list[Transaction] = []
         self.lsn = 1_000
-        self.alive: dict[str, tuple[str, str]] = {}
-        """Table and key of each row that is there, by uid."""
+        self.truncated = False
+        """Whether rows ever went away without a word about each of them."""
         self._serial = 0
-        self._changes: list[Change] = []
+        self._changes: list[Change | Truncate] = []
         self.relations = {
             table: Relation(
                 number,
@@ -79,21 +104,34 @@ class Database:
             for number, (table, columns) in enumerate(COLUMNS.items(), 1)
         }
 
+    @property
+    def uids(self) -> set[str]:
+        """The rows that there are."""
+        return {str(row["uid"]) for rows in self.tables.values() for row in rows.values()}
+
     def transact(self, now: float) -> None:
         """Commit a random transaction."""
         for _ in range(self._rng.choice((1, 1, 1, 2, 3, 6))):
             self._change()
         self._commit(now)
 
-    def mend(self, now: float, parked: dict[str, set[str]]) -> None:
-        """Give every row that the CRM refuses a name that it takes, and those that are parked a new large value."""
+    def mend(self, now: float, table: str, keys: Iterable[str]) -> None:
+        """Change rows so that each is sent with all it has: a name that the CRM takes, and a new large value."""
+        for key in keys:
+            row = self.tables[table].get(key)
+            if row is not None:
+                self._serial += 1
+                news: Row = {"big": f"B{self._serial}"}
+                if is_bad(row):
+                    news["name"] = self._name(bad=0.0)
+                self._update(table, key, news)
+        self._commit(now)
+
+    def touch_all(self, now: float) -> None:
+        """Update every row, to what it is already."""
         for table, rows in self.tables.items():
             for key, row in list(rows.items()):
-                if str(row["name"]).startswith(BAD):
-                    self._update(table, key, {"name": self._name(bad=0.0)})
-                if key in parked[table]:
-                    self._serial += 1
-                    self._update(table, key, {"big": f"B{self._serial}"})
+                self._write(table, key, dict(row))
         self._commit(now)
 
     def images(self, table: str, after: str, limit: int) -> list[tuple[str, bytes]]:
@@ -106,9 +144,9 @@ class Database:
 
     def _change(self) -> None:
         habits, rng = self.habits, self._rng
-        kinds = ("insert", "update", "touch", "rename", "delete", "replace", "swap", "hire")
+        kinds = ("insert", "update", "touch", "rename", "delete", "replace", "swap", "hire", "own", "truncate")
         kind = rng.choices(kinds, [getattr(habits, name) for name in kinds])[0]
-        table = rng.choice((COMPANIES, PEOPLE, PEOPLE))
+        table = rng.choice((COMPANIES, PEOPLE, PEOPLE, *((DEALS,) if habits.deals else ())))
         rows = self.tables[table]
         key = rng.choice(sorted(rows)) if rows else None
         if kind == "insert" or key is None:
@@ -126,24 +164,40 @@ class Database:
             self._insert(table, key)
         elif kind == "swap":
             self._swap(table, key)
-        elif table == PEOPLE:
+        elif kind == "truncate":
+            self._truncate(table)
+        elif kind == "hire" and table == PEOPLE:
             self._update(table, key, {"manager": rng.choice(sorted(rows))})
+        elif kind == "own" and table == COMPANIES:
+            self._update(table, key, {"owner": self._one_of(PEOPLE)})
 
     def _name(self, bad: float) -> str:
         self._serial += 1
         return f"{BAD if self._rng.random() < bad else 'n'}{self._serial}"
 
     def _news(self, table: str) -> Row:
-        choice = self._rng.random()
+        choice, rng = self._rng.random(), self._rng
+        if choice < 0.5:
+            names = (self._name(self.habits.bad), self._name(self.habits.bad))
+            return {"name": rng.choice(names if self.habits.bad == 1 else (None, "", *names))}
         if choice < 0.6:
-            return {"name": self._rng.choice((None, "", self._name(self.habits.bad), self._name(self.habits.bad)))}
+            return {"phone": rng.choice((None, self._phone()))}
         if choice < 0.8 or table == COMPANIES:
             return {"big": f"B{self._serial}"}
-        return {"company": self._company()}
+        return self._parents(table)
 
-    def _company(self) -> str | None:
-        companies = sorted(self.tables[COMPANIES])
-        return self._rng.choice([None, *companies]) if companies else None
+    def _phone(self) -> str:
+        self._serial += 1
+        return f"p{self._serial}"
+
+    def _one_of(self, table: str) -> str | None:
+        keys = sorted(self.tables[table])
+        return self._rng.choice([None, *keys]) if keys else None
+
+    def _parents(self, table: str) -> Row:
+        if table == DEALS:
+            return {"contact": self._one_of(PEOPLE)}
+        return {"company": self._one_of(COMPANIES)}
 
     def _free(self, table: str) -> str | None:
         free = [str(n) for n in range(self.habits.keys) if str(n) not in self.tables[table]]
@@ -154,12 +208,12 @@ class Database:
         if key is None:
             return
         self._serial += 1
-        row: Row = {"id": key, "name": self._name(self.habits.bad), "big": f"B{self._serial}"}
-        if table == PEOPLE:
-            row |= {"company": self._company(), "manager": None}
+        row: Row = {**dict.fromkeys(COLUMNS[table]), "id": key, "name": self._name(self.habits.bad)}
+        row |= {"big": f"B{self._serial}", "phone": self._rng.choice((None, self._phone()))}
+        if table != COMPANIES:
+            row |= self._parents(table)
         row |= {"uid": f"u{self._serial}", "version": self._version()}
         self.tables[table][key] = row
-        self.alive[str(row["uid"])] = (table, key)
         self._stream(ChangeKind.INSERT, table, None, row)
 
     def _version(self) -> str:
@@ -173,22 +227,22 @@ class Database:
         before = self.tables[table].pop(key)
         after = str(row["id"])
         self.tables[table][after] = row
-        self.alive[str(row["uid"])] = (table, after)
         self._stream(ChangeKind.UPDATE, table, before, row)
         if after != key:
             self._follow(table, key, after)
 
     def _follow(self, table: str, key: str, after: str | None) -> None:
-        """Do what the foreign keys do: ON UPDATE CASCADE, ON DELETE CASCADE or SET NULL."""
-        column = "company" if table == COMPANIES else "manager"
-        for child in list(self.tables[PEOPLE]):
-            row = self.tables[PEOPLE].get(child)
-            if row is None or row[column] != key:
-                continue
-            if after is None and table == COMPANIES and self.habits.cascade:
-                self._delete(PEOPLE, child)
-            else:
-                self._update(PEOPLE, child, {column: after})
+        """Do what the foreign keys do."""
+        for one in FOREIGN_KEYS:
+            if one.parent == table:
+                for child in list(self.tables[one.table]):
+                    row = self.tables[one.table].get(child)
+                    if row is None or row[one.column] != key:
+                        continue
+                    if after is None and one.cascades and self.habits.cascade:
+                        self._delete(one.table, child)
+                    else:
+                        self._update(one.table, child, {one.column: after})
 
     def _rename(self, table: str, key: str, to: str | None) -> None:
         if to is not None:
@@ -200,7 +254,6 @@ class Database:
 
     def _delete(self, table: str, key: str) -> None:
         row = self.tables[table].pop(key)
-        del self.alive[str(row["uid"])]
         self._stream(ChangeKind.DELETE, table, row, None)
         self._follow(table, key, None)
 
@@ -211,6 +264,16 @@ class Database:
             self._rename(table, key, "swap")
             self._rename(table, other, key)
             self._rename(table, "swap", other)
+
+    def _truncate(self, table: str) -> None:
+        """TRUNCATE … CASCADE: each table but that of the deals is referred to by all others, in the end."""
+        tables = [DEALS] if table == DEALS else list(COLUMNS)
+        for one in tables:
+            self.tables[one].clear()
+        self.truncated = True
+        self._changes.append(
+            Truncate(tuple(self.relations[one] for one in tables), cascade=True, restart_identity=False)
+        )
 
     # --- the stream
 
@@ -245,29 +308,6 @@ class Database:
         self.lsn = end
 
 
-@dataclass(slots=True)
-class Feed:
-    """``pipeline.Reader``: delivers the WAL from a position on, in pieces; ``confirmed`` outlives it as the slot does."""
-
-    database: Database
-    confirmed: int
-    timeline: int | None = 1
-    held: bool = False
-    asked: bool = False
-    delivered: int = field(default=0)
-
-    def confirm(self, lsn: int) -> None:
-        """Move the slot."""
-        self.confirmed = max(self.confirmed, lsn)
-
-    def pause(self) -> None:
-        """Stop delivering."""
-        self.held = True
-
-    def resume(self) -> None:
-        """Deliver again."""
-        self.held = False
-
-    def request_progress(self) -> None:
-        """Ask for a keepalive."""
-        self.asked = True
+def is_bad(row: Row) -> bool:
+    """Whether the CRM refuses a row."""
+    return str(row["name"]).startswith(BAD)

@@ -1,8 +1,8 @@
-"""One history: a database at work, a daemon that is killed and started, a CRM with faults; and whether all ends well.
+"""One history: a database at work, a daemon that is killed and started, CRMs with faults; and whether all ends well.
 
 Everything is drawn from one seed, and nothing waits, so a history takes milliseconds and runs again the same way (with
-``PYTHONHASHSEED=0``: sets of keys have an order of their own). Real are pipeline, lanes, copies, state file and limiter;
-simulated are time, threads, the source's socket and the CRM behind its adapter.
+``PYTHONHASHSEED=0``: sets of keys have an order of their own). Real are pipeline, lanes, copies, state file and
+limiter; simulated are time, threads, the source's socket and the CRMs behind their adapters.
 """
 
 from __future__ import annotations
@@ -10,441 +10,208 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import structlog
 from asyncio_throttle import throttler
 
-from cdcsync.apply.base import Limits
-from cdcsync.apply.limiter import Limiter
-from cdcsync.apply.rate import RateController
-from cdcsync.config import MapConfig
-from cdcsync.entries import CopyState, Identity
-from cdcsync.lane import Lane
-from cdcsync.model import Op, Progress, Relation, Target
-from cdcsync.pipeline import Pipeline
-from cdcsync.route import Route
+from cdcsync import copies, verdicts
+from cdcsync.entries import Identity
 from cdcsync.state import State
-from cdcsync.wal.snapshot import Cursor
-from tests.simulation.crm import ACCOUNT, CONTACT, KEY, Account, Adapter, Crm, Weather
-from tests.simulation.database import BAD, COMPANIES, PEOPLE, Database, Feed, Habits, Row
-from tests.simulation.virtual import Deadlock, VirtualClock, VirtualLoop
+from tests.simulation.crm import Crm, trace
+from tests.simulation.database import Database
+from tests.simulation.judge import Wrong
+from tests.simulation.life import End, Life
+from tests.simulation.plot import Plot, draw
+from tests.simulation.side import Side
+from tests.simulation.virtual import Deadlock, VirtualLoop
 
-LOG = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger(50))
-STILL = 5
-"""Looks, half a second apart, in which nothing may be left to do."""
-MENDS = 3
-"""A row that waited for a rejected one may be rejected when that one is mended: for a large value that did not come."""
-QUIET_SECONDS = 7_200.0
+QUIET_SECONDS = 5 * 86_400.0
 """Virtual seconds within which everything has to settle once nothing changes and nothing fails any more."""
+QUIET_DAYS = 60 * 86_400.0
+"""As above, where a day has few calls."""
+BEFORE = (0, 3, 12)
+"""Transactions before the daemon's first start."""
+COPY_LOOK = 1.0
+"""Seconds between two looks for a copy that is to be done: five a second would be most of what a history does."""
 
 
-class Wrong(AssertionError):
-    """A history ended badly, or did on its way what must never be done."""
-
-
-@dataclass(slots=True)
-class Plot:
-    """What a history is made of, drawn from its seed."""
-
-    seed: int
-    habits: Habits
-    weather: Weather
-    linked: bool
-    managed: bool
-    """Whether people refer to people."""
-    limits: Limits
-    whole_batches: bool
-    backfill: bool
-    max_wait: float
-    max_memory: int
-    quota: int
-    seconds: float
-    pace: float
-    """Transactions a second."""
-    kills: float
-    """Seconds that the daemon lives, on average."""
-
-    @classmethod
-    def draw(cls, seed: int) -> Plot:
-        """Draw a plot."""
-        rng = random.Random(seed)
-        linked = rng.random() < 0.4
-        stormy = rng.choice((0.0, 0.5, 1.0, 1.0, 3.0))
-
-        def chance(most: float) -> float:
-            return rng.choice((0.0, 0.3, 1.0)) * most * stormy
-
-        return cls(
-            seed=seed,
-            habits=Habits(
-                identity=rng.choice("fd"),
-                keys=rng.choice((3, 6, 6, 15)),
-                bad=rng.choice((0.0, 0.05, 0.2)),
-                cascade=rng.random() < 0.5,
-                insert=rng.choice((1, 3)),
-                touch=rng.choice((0, 1)),
-                rename=rng.choice((0, 1, 3)),
-                delete=rng.choice((0, 1, 2)),
-                replace=rng.choice((0, 0.5)),
-                swap=rng.choice((0, 0, 0.5)),
-                hire=rng.choice((0, 1)),
-            ),
-            weather=Weather(
-                unreachable=chance(0.05),
-                refused=chance(0.03),
-                lost=chance(0.1),
-                partly=chance(0.05),
-                locked=chance(0.05),
-                fatal=chance(0.01),
-                unsaid=chance(0.03),
-                slow=rng.choice((0.02, 0.3, 2.0)),
-            ),
-            linked=linked,
-            managed=rng.random() < 0.4,
-            limits=Limits(
-                dict.fromkeys(Op, rng.choice((1, 3, 5))),
-                rng.choice((1, 2, 4)),
-                bulk_from=rng.choice((None, 4)) if not linked else None,  # associations do not go by bulk
-                bulk_records=8,
-            ),
-            whole_batches=rng.random() < 0.2,
-            backfill=rng.random() < 0.4,
-            max_wait=rng.choice((0.0, 0.1, 1.0)),
-            max_memory=rng.choice((1 << 30, 1 << 30, 40_000)),
-            quota=rng.choice((30, 100, 1000)),
-            seconds=rng.choice((4.0, 10.0, 30.0)),
-            pace=rng.choice((0.5, 2.0, 5.0)),
-            kills=rng.choice((1e9, 3.0, 10.0)),
-        )
-
-
-def mappings(plot: Plot) -> list[MapConfig]:
-    """Return the config's mappings, parents first."""
-    plain = {"Name": "name", "Big": "big", "Uid": "uid", "Version": "version"}
-    shared = {"key": {KEY: "id"}, "backfill": plot.backfill}
-    child: dict[str, Any] = {"fields": {**plain, "Account": {"column": "company", "ref": f"crm.{ACCOUNT}.{KEY}"}}}
-    if plot.linked:
-        child = {"fields": plain, "associate": [{"to": f"crm.{ACCOUNT}", "column": "company", "type": "works_at"}]}
-    if plot.managed and plot.linked:
-        child["associate"].append({"to": f"crm.{CONTACT}", "column": "manager", "type": "reports_to"})
-    elif plot.managed:
-        child["fields"]["Manager"] = {"column": "manager", "ref": f"crm.{CONTACT}.{KEY}"}
-    given = [
-        {"name": COMPANIES, "table": COMPANIES, "to": f"crm.{ACCOUNT}", "fields": plain},
-        {"name": PEOPLE, "table": PEOPLE, "to": f"crm.{CONTACT}", **child},
-    ]
-    return [MapConfig.model_validate({**shared, **one}) for one in given]
-
-
-@dataclass
-class Pages:
-    """``wal.snapshot.Backfill`` on the simulated database: reads pages when the stream is as far as the table."""
-
-    database: Database
-    relation: Relation
-    key_columns: tuple[str, ...] = ("id",)
-    waiting: str | None = None
-
-    def note(self, key: str, xid: int, *, partial: bool = False) -> None:
-        """Need nothing: what is read is as of the stream's position."""
-
-    def note_truncate(self, xid: int) -> None:
-        """Need nothing."""
-
-    async def run(
-        self,
-        connect: object,
-        *,
-        received: Callable[[], int],
-        reached: Callable[[int], Awaitable[None]],
-        room: Callable[[], Awaitable[None]],
-        emit: Callable[[list[bytes], Cursor], None],
-        key_of: object,
-        cursor: Cursor,
-    ) -> None:
-        """Copy the table."""
-        while not cursor.done:
-            await room()
-            await reached(self.database.lsn)
-            if received() < self.database.lsn:
-                continue
-            after = cursor.after[0] if cursor.after else ""
-            page = self.database.images(self.relation.name, after, 2)
-            last = page[-1][0] if page else after
-            cursor = Cursor((last,), cursor.rows + len(page), 0, len(page) < 2)
-            emit([image for _, image in page], cursor)
-            await asyncio.sleep(0.05)
-
-
-@dataclass
 class World:
     """A history under way."""
 
-    plot: Plot
-    directory: Path
-    rng: random.Random = field(init=False)
-    database: Database = field(init=False)
-    crm: Crm = field(init=False)
-    account: Account = field(init=False)
-    now: float = 0.0
-    lives: int = 0
-    slot: int = 0
+    def __init__(self, plot: Plot, directory: Path) -> None:
+        self.plot = plot
+        self.rng = random.Random(f"{plot.seed} world")
+        self.database = Database(random.Random(f"{plot.seed} rows"), plot.habits)
+        self.excused: set[tuple[str, str]] = set()
+        """Object and key of rows that people gave up: others may refer to them in vain."""
+        self.disturbed: set[str] = set()
+        """Rows by uid whose records people had a hand in."""
+        self.sides = [self._side(number) for number in range(len(plot.terms))]
+        self.now = 0.0
+        self.jump = 0.0
+        """Seconds by which the wall clock is wrong."""
+        self.slot = 0
+        """What the slot has confirmed."""
+        self.counts: Counter[str] = Counter()
+        self._path = directory / "state.db"
 
-    def __post_init__(self) -> None:
-        self.rng = random.Random(f"{self.plot.seed} world")
-        self.database = Database(random.Random(f"{self.plot.seed} rows"), self.plot.habits)
-        self.crm = Crm(random.Random(f"{self.plot.seed} crm"), whole_batches=self.plot.whole_batches)
-        self.account = Account(self.plot.quota, 10.0)
+    def _side(self, number: int) -> Side:
+        rng = random.Random(f"{self.plot.seed} crm {number}")
+        crm = Crm(rng, whole_batches=self.plot.terms[number].whole_batches, excused=self._excuses)
+        return Side(number, self.plot, crm)
+
+    def _excuses(self, uid: str, name: str, key: str) -> bool:
+        """Whether a row may find what is not as it should be: people gave that up, or a TRUNCATE has left the row."""
+        return (name, key) in self.excused or (self.database.truncated and uid not in self.database.uids)
+
+    @property
+    def lives(self) -> int:
+        """Lives so far."""
+        return self.counts["lives"]
 
     def run(self) -> None:
-        """Run the history to its end. Raises Wrong."""
-        random.seed(f"{self.plot.seed} jitter")
-        for _ in range(self.rng.choice((0, 3, 12)) if self.plot.backfill else 0):
+        """Run the history to its end. Raises Wrong, or whatever the daemon would have died of."""
+        plot, rng = self.plot, self.rng
+        random.seed(f"{plot.seed} jitter")
+        for _ in range(rng.choice(BEFORE) if plot.backfill else 0):
             self.database.transact(self.now)
-        self.database.wal.clear()
-        self.slot = self.database.lsn
-        while self.now < self.plot.seconds:
-            left = self.plot.seconds - self.now
-            self._live(min(left, self.rng.expovariate(1 / self.plot.kills)), last=False)
-        self._live(QUIET_SECONDS, last=True)
+        self._begin_slot()
+        while not plot.calm and self.now < plot.seconds:
+            seconds = min(plot.seconds - self.now, rng.expovariate(1 / plot.kills))
+            life = self._live(seconds, "stop" if rng.random() < plot.graceful else "kill")
+            if rng.random() < plot.slot_losses and life.knows_all:
+                self._lose_slot()
+        self._live(plot.seconds if plot.calm else 0.0, "last")
+        self.counts += sum((side.crm.books.counts for side in self.sides), Counter())
 
-    def _live(self, seconds: float, *, last: bool) -> None:
-        """Let the daemon live for a while, then kill it; the last time it has to come to an end."""
-        self.lives += 1
-        self.crm.trace("life", self.lives, "from", self.now)
-        loop = VirtualLoop(self.now, self.rng, 0.01)
+    def _live(self, seconds: float, end: End) -> Life:
+        """Let the daemon live for a while; the last time it has to come to an end."""
+        self.counts["lives"] += 1
+        trace("life", self.lives, "from", self.now, end)
+        loop = VirtualLoop(self.now, self.rng, self.plot.disk)
         setattr(throttler, "time", SimpleNamespace(monotonic=loop.time))  # noqa: B010 — a module that it imports
         state = self._open()
-        life = Life(self, state, last=last)
+        life = Life(self, state, loop, end, seconds)
         asyncio.set_event_loop(loop)
         main = loop.create_task(life.run())
         main.add_done_callback(lambda _: loop.stop())
-        end = loop.call_at(self.now + seconds, loop.stop)
+        loop.call_at(self.now + self._longest(seconds, end), loop.stop)
         try:
             loop.run_forever()
         except Deadlock:
-            raise Wrong(f"nothing will ever happen again\n{life.described()}") from None
+            raise Wrong(self._described(life, "nothing will ever happen again")) from None
         finally:
-            end.cancel()
-            self.now = max(loop.now, self.now + (0 if last else seconds))
-            self.slot = max(self.slot, life.feed.confirmed if life.feed else 0)
+            self.now = loop.now
+            self.slot = max(self.slot, life.feed.confirmed)
             _abandon(loop)
             state.close()
+        self._conclude(main, life, end)
+        return life
+
+    def _longest(self, seconds: float, end: End) -> float:
+        if end == "kill":
+            return seconds
+        days = any(terms.daily for terms in self.plot.terms)
+        return seconds + (QUIET_DAYS if days else QUIET_SECONDS)
+
+    def _conclude(self, main: asyncio.Task[None], life: Life, end: End) -> None:
+        for side in self.sides:
+            side.crash(self.now)
         if main.done() and not main.cancelled() and (error := main.exception()) is not None:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
+            if isinstance(error, Wrong):
+                raise Wrong(self._described(life, str(error))) from None
             raise error
-        if last and not main.done():
-            raise Wrong(f"did not come to an end within {seconds} s\n{life.described()}")
-        if self.crm.books.wrong:
-            raise Wrong("\n".join(self.crm.books.wrong))
+        if end != "kill" and not main.done():
+            raise Wrong(self._described(life, "did not come to an end"))
+        self.counts["crashes"] += end == "kill"
+        wrong = [words for side in self.sides for words in side.crm.books.wrong]
+        if wrong:
+            raise Wrong(self._described(life, "\n".join(wrong)))
+
+    # --- the state file and the slot
 
     def _open(self) -> State:
-        state = State.open(self.directory / "state.db")
+        state = State.open(self._path)
         state._db._db.execute("PRAGMA synchronous = OFF")
         if state.identity() is None:
             state.bind(Identity("1", "db", "slot", self.slot), self.slot, 1)
         return state
 
+    def _begin_slot(self) -> None:
+        """Let a slot begin here: what was written before, nobody will hear of."""
+        self.database.wal.clear()
+        self.slot = self.database.lsn
+
+    def _lose_slot(self) -> None:
+        """Lose the slot, and some changes with it, before there is another one; the tables are copied anew."""
+        self.counts["slots lost"] += 1
+        for side in self.sides:
+            side.crm.gap = True
+        state = self._open()
+        state.unbind()
+        state.close()
+        for _ in range(self.rng.choice(BEFORE)):
+            self.database.transact(self.now)
+        self._begin_slot()
+
+    def _described(self, life: Life, words: str) -> str:
+        """Describe what is there, for a person who looks for the cause."""
+        lines = [words, f"{self.plot}", f"life {self.lives}, now {self.now}"]
+        for lane, side in zip(life.lanes, self.sides, strict=True):
+            for route in lane.routes:
+                backlog = route.backlog
+                lines.append(
+                    f"{route.name}: ready {list(backlog.ready.keys())} held {backlog.held} in flight "
+                    f"{list(backlog.in_flight)} cold {len(backlog.cold)} parked {backlog.parked} {route.reasons} "
+                    f"referred {dict(backlog.referred)} paused {route.paused}"
+                )
+                lines.append(f"  table {self.database.tables[route.config.table.partition('.')[2]]}")
+            lines += [f"  {crm_id} {held}" for crm_id, held in side.crm.records.items()]
+        return "\n".join(lines)
+
 
 def _abandon(loop: VirtualLoop) -> None:
     """Leave everything as a kill does: nobody hears of it."""
     for task in asyncio.all_tasks(loop):
-        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        quiet: Any = task
+        quiet._log_destroy_pending = False
         with contextlib.suppress(RuntimeError, ValueError, BaseExceptionGroup):
-            task.get_coro().close()
+            quiet.get_coro().close()
     asyncio.set_event_loop(None)
 
 
-class Life:
-    """The daemon between a start and a kill."""
-
-    def __init__(self, world: World, state: State, *, last: bool) -> None:
-        self._world = world
-        self._state = state
-        self._last = last
-        self.feed: Feed | None = None
-        self.lane: Lane | None = None
-        self._pipeline: Pipeline | None = None
-
-    async def run(self) -> None:
-        """Start everything, and work until killed; the last time until all is settled, which is then judged."""
-        plot, world = self._world.plot, self._world
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        pipeline = Pipeline(self._state, plot.max_memory, 1 << 33, LOG, VirtualClock(loop))
-        self._pipeline = pipeline
-        limiter = Limiter(
-            loop, RateController(now=loop.now), "crm", obstacle=pipeline.obstacle, clock=pipeline.clock.time
-        )
-        rng = random.Random(f"{plot.seed} network {world.lives}")
-        weather = plot.weather.calm if self._last else plot.weather
-        self.adapter = Adapter(world.crm, world.account, limiter, plot.limits, weather, rng)
-        self.feed = pipeline.reader = Feed(world.database, pipeline.durable_lsn)
-        routes = [Route(config, {}) for config in mappings(plot)]
-        destination: Any = self.adapter
-        self.lane = Lane("crm", destination, limiter, routes, pipeline, max_wait=plot.max_wait, log=LOG)
-        pipeline.add(self.lane)
-        pipeline.plan_copies()
-        async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(self.lane.run()),
-                tasks.create_task(pipeline.run_ticks()),
-                tasks.create_task(self._stream(pipeline)),
-                tasks.create_task(pipeline.copies.run(self.lane, self._connect, self._pages, self._look)),
-                tasks.create_task(self._watch(self.lane)),
-            ]
-            if not self._last:
-                running.append(tasks.create_task(self._work()))
-            else:
-                await self._end(pipeline, self.lane)
-                for task in running:
-                    task.cancel()
-
-    # --- what goes on around the lane
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            await asyncio.sleep(self._world.rng.expovariate(self._world.plot.pace))
-            self._world.database.transact(loop.time())
-
-    async def _stream(self, pipeline: Pipeline) -> None:
-        feed, database = self.feed, self._world.database
-        assert feed is not None
-        await asyncio.sleep(self._world.rng.random())
-        pipeline.connected_anew()
-        ahead = [entry for entry in database.wal if entry.commit.end_lsn > feed.confirmed]
-        place = len(database.wal) - len(ahead)
-        while True:
-            while place < len(database.wal) and not feed.held:
-                entry = database.wal[place]
-                self._world.crm.trace(
-                    "stream",
-                    entry.begin.commit_lsn,
-                    [(c.kind.value, c.relation.name, c.old, c.new) for c in entry.changes],
-                )
-                pipeline.receive([entry.begin, *entry.changes, entry.commit])
-                place += 1
-            if not feed.held:
-                pipeline.receive([Progress(database.lsn)])
-            await asyncio.sleep(0.05 + 0.4 * self._world.rng.random())
-
-    async def _connect(self) -> Any:
-        raise NotImplementedError
-
-    async def _pages(self, route: Route, entry: CopyState) -> Any:
-        return Pages(self._world.database, self._world.database.relations[route.config.table.partition(".")[2]])
-
-    async def _look(self) -> None:
-        pass
-
-    async def _watch(self, lane: Lane) -> None:
-        """See that the books balance, at any moment."""
-        while True:
-            await asyncio.sleep(2 * self._world.rng.random())
-            if lane.balance():
-                raise Wrong(f"{lane.balance()} changes unaccounted for: {lane.totals()}")
-
-    # --- the end
-
-    async def _end(self, pipeline: Pipeline, lane: Lane) -> None:
-        await self._settled(pipeline, lane, all_of_it=False)
-        self._judge(lane)
-        for turn in range(MENDS):
-            parked = {route.name: set(route.backlog.parked) for route in lane.routes}
-            self._world.database.mend(asyncio.get_running_loop().time(), parked)
-            await self._settled(pipeline, lane, all_of_it=turn == MENDS - 1)
-            if not lane.rejected and not lane.pending:
-                break
-        if lane.rejected:
-            raise Wrong(f"{lane.rejected} rows are parked that have nothing wrong\n{self.described()}")
-        self._judge(lane)
-
-    async def _settled(self, pipeline: Pipeline, lane: Lane, *, all_of_it: bool) -> None:
-        """Wait until nothing is left to do; unless ``all_of_it``, rows may be left that wait for rejected ones."""
-        await pipeline.reached(self._world.database.lsn)
-        backlogs = [route.backlog for route in lane.routes]
-        idle = 0
-        while idle < STILL:
-            await asyncio.sleep(0.5)
-            waiting = any(len(backlog) > len(backlog.held) for backlog in backlogs)
-            left = waiting or (lane.pending and (all_of_it or not lane.rejected))
-            idle = 0 if left or pipeline.copying else idle + 1
-
-    def _judge(self, lane: Lane) -> None:
-        """Compare the CRM with the database; what is parked may stand as it was."""
-        parked = {
-            route.name: {
-                *route.backlog.parked,
-                *route.backlog.anchored,
-                *(key for row in route.backlog.fold.waiting.values() for key in row.keys),
-            }
-            for route in lane.routes
-        }
-        wrong = list(judged(self._world.database, self._world.crm, parked, self._world.plot))
-        if wrong:
-            raise Wrong("\n".join([*wrong, self.described()]))
-
-    def described(self) -> str:
-        """Describe what is there, for a person who looks for the cause."""
-        lines = [f"{self._world.plot}", f"life {self._world.lives}, now {self._world.now}"]
-        for route in self.lane.routes if self.lane is not None else ():
-            backlog = route.backlog
-            lines += [
-                f"{route.name}: waiting {list(backlog.fold.waiting)} held {backlog.held} in flight "
-                f"{list(backlog.in_flight)} cold {len(backlog.cold)} parked {backlog.parked} {route.reasons} "
-                f"referred {dict(backlog.referred)}",
-                f"  table {self._world.database.tables[route.name]}",
-            ]
-        lines += [f"  {crm_id} {held}" for crm_id, held in self._world.crm.records.items()]
-        return "\n".join(lines)
-
-
-def judged(database: Database, crm: Crm, parked: dict[str, set[str]], plot: Plot) -> list[str]:
-    """Say where the CRM is not what the database maps to."""
-    wrong: list[str] = []
-    for table, name in ((COMPANIES, ACCOUNT), (PEOPLE, CONTACT)):
-        held = {one.key: one for one in crm.records.values() if one.object == name and one.key not in parked[table]}
-        rows = {key: row for key, row in database.tables[table].items() if key not in parked[table]}
-        wrong += [f"{name} {key} ({held[key].uid}) should not be there" for key in held.keys() - rows]
-        for key, row in rows.items():
-            wanted = _record_of(crm, table, row, plot)
-            found = (held[key].key, held[key].fields, held[key].links) if key in held else None
-            if found != wanted:
-                wrong.append(f"{name} {key} is {found}, not {wanted}")
-            if str(row["name"]).startswith(BAD):
-                wrong.append(f"{name} {key} should be parked")
-    return wrong
-
-
-def _record_of(crm: Crm, table: str, row: Row, plot: Plot) -> tuple[str | None, dict[str, Any], dict[str, str]]:
-    fields = {"Name": row["name"], "Big": row["big"], "Uid": row["uid"], "Version": row["version"]}
-    if table == COMPANIES:
-        return row["id"], fields, {}
-    references = [("Account", "works_at", ACCOUNT, row["company"])]
-    if plot.managed:
-        references.append(("Manager", "reports_to", CONTACT, row["manager"]))
-    links: dict[str, str] = {}
-    for field_name, link, name, key in references:
-        there = None if key is None else crm.find(Target(name, KEY), [key]).get(key)
-        if not plot.linked:
-            fields[field_name] = there
-        elif there is not None:
-            links[link] = there
-    return row["id"], fields, links
+@contextlib.contextmanager
+def _scaled(plot: Plot) -> Iterator[None]:
+    """Scale some constants of the daemon to a history's size."""
+    values: list[tuple[Any, str, Any]] = [
+        (verdicts, "LEAST", plot.judges[0]),
+        (verdicts, "WINDOW", plot.judges[1]),
+        (copies, "LOOK_SECONDS", COPY_LOOK),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in values]
+    try:
+        for owner, name, value in values:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
 
 
 def play(seed: int, directory: Path) -> World:
-    """Play the history of a seed. Raises Wrong, or whatever the daemon would have died of."""
-    world = World(Plot.draw(seed), directory)
-    world.run()
-    return world
-
-
-__all__: Sequence[str] = ("Plot", "World", "Wrong", "play")
+    """Play the history of a seed in an empty directory, which is removed. Raises Wrong, or what the daemon died of."""
+    try:
+        plot = draw(seed)
+        with _scaled(plot):
+            world = World(plot, directory)
+            world.run()
+        return world
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
