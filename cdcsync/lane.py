@@ -79,6 +79,8 @@ LONGEST_ROW_BACKOFF = 1_800.0
 """Seconds after which, at the latest, a row is sent again that the CRM never takes nor refuses."""
 
 MANY_ROWS = 1_000
+FOUND_OURS = Position(0, 1)
+"""Position of a record that is a row's, of which nothing else is known; START is for what was only found to link to."""
 FRUITLESS = 20
 """Batches, of which no row may go, that are looked at before others have their turn."""
 THREAD_PREFIX = "crm-"
@@ -894,9 +896,9 @@ def _gone(row: PendingRow) -> PendingRow:
 
 
 def _relocated(crm_id: str | None, known: Known | None, at: float) -> Known:
-    """Return the ledger's entry of a record that has another key than the ledger said; its values are not known."""
+    """Return the entry of a row's record that has another key than the ledger said; its values are not known."""
     if known is None:
-        return Known(crm_id, (), b"", {}, START, at)
+        return Known(crm_id, (), b"", {}, FOUND_OURS, at)
     return Known(crm_id, (), b"", known.links, known.position, at)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from cdcsync.coalesce import PendingRow, shown
@@ -193,7 +193,7 @@ class Parents:
         if reference.place not in known:
             known |= await self._known([reference])
         backlog = parent.backlog
-        there = reference.place in known
+        there = reference.place in known and not (reference.link and known[reference.place].crm_id is None)
         if backlog.holds_up(key) or (not there and (backlog.will_write(key) or not parent.copied)):
             if self._closes_circle(route, row.key, reference.place):
                 standing.postpone(row, reference)
@@ -242,15 +242,17 @@ class Parents:
         self._orphans.setdefault(reference.place, set()).add((route.name, row.key))
 
     async def _found(self, parent: Route, key: str, known: dict[Place, Known]) -> bool:
-        """Ask the CRM for a parent that we never wrote, and remember it."""
+        """Ask the CRM for a parent that we never wrote, or whose id we do not know, and remember it."""
         lane = self._lane
         found = (await lane.find(parent, [key])).get(key)
-        entry = lane.books.ledger.get((parent.name, key))
-        if entry is None and found is not None and not parent.backlog.knows(key):
-            entry = lane.books.ledger[parent.name, key] = Known(found, (), b"", {}, START, lane.clock.time())
+        place = parent.name, key
+        entry = lane.books.ledger.get(place, known.get(place))
+        if (entry is None or entry.crm_id is None) and found is not None and not parent.backlog.knows(key):
+            new = Known(found, (), b"", {}, START, lane.clock.time())
+            entry = lane.books.ledger[place] = new if entry is None else replace(entry, crm_id=found)
         if entry is not None:
-            known[parent.name, key] = entry
-        return entry is not None
+            known[place] = entry
+        return entry is not None and entry.crm_id is not None
 
     async def _adopt(self, children: set[Place]) -> None:
         for name, key in children:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cdcsync.demo.postgres import EmbeddedPostgres
+from cdcsync.errors import EXIT_TRY_LATER
 from tests.faults.disturber import lines
 from tests.faults.shopkeeper import prepare
 from tests.faults.stage import Stage, stage
@@ -204,7 +205,7 @@ def ends_with_a_remedy(shop: Stage) -> None:
     """See that the daemon ends by itself, for want of room, and says what to do."""
     shop.wait(lambda: not shop.alive(), "the daemon does not end")
     assert shop.daemon is not None
-    assert shop.daemon.returncode == 1
+    assert shop.daemon.returncode == EXIT_TRY_LATER
     assert "free disk space and start again" in shop.log(), shop.log()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +57,14 @@ def test_a_backup_beside_a_daemon_under_load(pg: str, tmp_path: Path) -> None:
         shop.assert_converged()
 
 
+def written(shop: Stage) -> bool:
+    """Whether the state file knows of each record that was made."""
+    snapshot = shop.snapshot()
+    with contextlib.closing(sqlite3.connect(shop.directory / "state.db")) as db:
+        ((known,),) = db.execute("SELECT count(*) FROM ledger").fetchall()
+    return snapshot is not None and known == sum(lane.counters.created for lane in snapshot.lanes)
+
+
 def live_on(shop: Stage) -> None:
     """Change, move, delete and make rows, and let values go there and back."""
     shop.execute("UPDATE companies SET name = 'After the backup' WHERE id BETWEEN 10 AND 20")
@@ -73,6 +83,7 @@ def test_an_old_copy_is_refused_and_rebuilt_from(pg: str, tmp_path: Path) -> Non
     with stage(tmp_path, pg) as shop:
         shop.start()
         shop.settled()
+        shop.wait(lambda: written(shop), "the ledger is not written")  # what is settled is, with the next tick
         shop.execute("UPDATE companies SET name = 'Waits in the copy' WHERE id = 21")
         assert run(shop, "state", "backup", str(backup)).code == 0
         (name,) = shop.execute("SELECT name FROM companies WHERE id = 5")[0]
