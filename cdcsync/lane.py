@@ -575,7 +575,7 @@ class Lane:
         else:
             self.sizes.grow(route.target.object, op, len(outcomes))
 
-    async def _announce(self, route: Route, drafts: Iterable[Draft]) -> None:
+    async def _announce(self, route: Route, drafts: Sequence[Draft]) -> None:
         """Write down what is about to be sent, as far as it has not been."""
         if route.emitted > route.written:
             # Copied rows have no position of their own that would make them uncertain after a crash.
@@ -585,6 +585,12 @@ class Lane:
             for draft in drafts
             for link in draft.record.links
             if link.to_id is not None and self.books.link_sent(route.name, draft.row.key, slot(link), link.to_id)
+        ]
+        links += [
+            (route.name, draft.row.key, name, crm_id)
+            for draft in drafts
+            for name, crm_id in draft.doubted.items()
+            if self.books.link_sent(route.name, draft.row.key, name, crm_id)
         ]
         position = self.around.position
         if position > self._horizon or links:
@@ -706,11 +712,11 @@ class Lane:
             known = Known(crm_id, draft.fields, draft.hashes, dict(draft.links), row.last, now)
             books.ledger[route.name, draft.record.key] = _relocated(crm_id, known, now) if replaced else known
             books.counters["created"] += outcome.created
-        for key in row.keys if not draft.unfinished else ():
-            books.links_settled(route.name, key)
-        if draft.unfinished or replaced:
+        if draft.unfinished or replaced:  # of what is left, the second pass has to know what may have been linked
             self._go_on(route, row, _written_elsewhere if replaced else _written)
             return
+        for key in row.keys:
+            books.links_settled(route.name, key)
         books.counters["applied"] += 1
         route.applied += 1
         self.rejects.accepted(route, row)

@@ -36,7 +36,8 @@ _NOT_SENT = bytes(HASH_BYTES)
 class Draft:
     """A row that is to be sent, with what the ledger will say once it has been applied.
 
-    ``unfinished``: something was left for later, so the row is not settled by that.
+    ``unfinished``: something was left for later, so the row is not settled by that. ``doubted``: links left for later
+    that an attempt without an answer may have changed, by ``slot``: the ledger will not tell of them.
     """
 
     row: PendingRow
@@ -46,6 +47,7 @@ class Draft:
     hashes: bytes = b""
     links: Mapping[str, str] = field(default_factory=dict)
     unfinished: bool = False
+    doubted: Mapping[str, str] = field(default_factory=dict)
 
     def replaced_by(self, outcome: Applied) -> bool:
         """Whether part of the row went to another record than the ledger knew, which lacks the rest.
@@ -281,6 +283,7 @@ class _Write:
         values = self.values
         hashes = self.hashes(values, known)
         links, changes = self._links(known, later)
+        doubted = {name: links.pop(name) for name in later if name in links} if row.uncertain or row.whole else {}
         trusted = known is not None and known.crm_id is not None and not row.uncertain and not row.whole
         values = self._without_owned(values, crm_id, known)
         if trusted:
@@ -294,7 +297,7 @@ class _Write:
             return
         rekeyed = bool(row.origins) and crm_id is not None and crm_id != self.facts.found.get(row.key)
         record = Record(row.key, values, crm_id, changes, rekeyed)
-        plan.drafts.append(Draft(row, op, record, self.shape.fields, hashes, links, bool(later)))
+        plan.drafts.append(Draft(row, op, record, self.shape.fields, hashes, links, bool(later), doubted))
 
     def _is_part(self, values: Mapping[str, Value]) -> bool:
         """Whether a record could not be made from these values: it may be gone by the time that they arrive."""

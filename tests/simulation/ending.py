@@ -24,6 +24,10 @@ What refers to a record that people deleted has to be written once more when tha
 COMPARED = 60
 """Looks for which tables are compared."""
 LONGEST_SKIP = 600.0
+"""Seconds."""
+QUIET_LOOKS = 4
+BUSY_LOOKS = 24
+"""Looks after which time may be skipped: where nothing is under way, and where something is."""
 PATIENCE = 36 * 3_600.0
 """Seconds after which the ladder has tried every row again."""
 OUTAGE_PROBES = 8
@@ -36,7 +40,8 @@ class Ending:
     def __init__(self, life: Life) -> None:
         self._life = life
         self._passed = 0
-        self._skip = 0.0
+        self._quiet = 0
+        """Looks since a request was sent."""
 
     async def come(self) -> None:
         """Let everything settle, mend what cannot without, and judge."""
@@ -79,12 +84,16 @@ class Ending:
         return waiting or bool(lane.pending and (all_of_it or not lane.rejected))
 
     def _pass_time(self) -> None:
-        """Skip time while nothing is sent, the more the longer that is so."""
+        """Skip time while nothing is sent, the more the longer that is so; what is under way has its time first."""
         passed = sum(side.crm.books.counts["passed"] for side in self._life.sides)
-        self._skip = 0.0 if passed != self._passed else min(LONGEST_SKIP, 2 * self._skip + LOOK)
-        self._passed = passed
-        if self._skip > 8 * LOOK:  # requests that are under way have their time
-            self._life.loop.skip(self._skip)
+        if passed != self._passed:
+            self._passed, self._quiet = passed, 0
+            return
+        self._quiet += 1
+        busy = any(route.active for lane in self._life.lanes for route in lane.routes)
+        looks = self._quiet - (BUSY_LOOKS if busy else QUIET_LOOKS)
+        if looks > 0:
+            self._life.loop.skip(min(LONGEST_SKIP, LOOK * 2.0 ** min(looks, 16)))
 
     def _resume(self) -> None:
         """Let mappings go on that people, or the daemon itself, have paused."""

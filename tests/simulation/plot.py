@@ -188,7 +188,8 @@ def draw(seed: int) -> Plot:
         backfill=backfill,
         priorities=(_priority(rng), _priority(rng), _priority(rng)),
         max_wait=rng.choice((0.0, 0.1, 1.0)),
-        max_memory=rng.choice((1 << 30, 1 << 30, 40_000)),
+        # With more rows than memory holds, in a circle, some may wait for each other until the load ends.
+        max_memory=1 << 30 if busy else rng.choice((1 << 30, 1 << 30, 40_000)),
         seconds=90.0 if busy else seconds,
         pace=4.0 if busy else rng.choice((0.5, 2.0, 4.0)),
         kills=1e9 if busy else kills,

@@ -108,6 +108,17 @@ def test_a_field_left_for_later_is_not_believed_after_a_lost_answer() -> None:
     assert draft.hashes == SAME.hashes
 
 
+def test_a_link_left_for_later_is_not_believed_after_a_lost_answer() -> None:
+    """The ledger forgets it, and what it may have led to is handed on to the row's second pass."""
+    mapped = MAPPED._replace(links=(WantedLink("T", "of", "k"),))
+    known = replace(SAME, links={"T:of": "5"})
+    facts = Facts({"k": known}, later={"k": {"T:of"}})
+    (draft,) = decide([replace(ROW, uncertain=True)], {"k": mapped}, facts, Shape(("A",))).drafts
+    assert (draft.unfinished, dict(draft.links), dict(draft.doubted)) == (True, {}, {"T:of": "5"})
+    (draft,) = decide([ROW], {"k": mapped}, facts, Shape(("A",))).drafts
+    assert (dict(draft.links), dict(draft.doubted)) == ({"T:of": "5"}, {})
+
+
 def test_a_link_replaces_every_one_that_may_have_been_made() -> None:
     """After a lost answer two earlier targets may be linked; both are removed, and the link that must be is made."""
     mapped = MAPPED._replace(links=(WantedLink("companies", "c", "acme"),))
