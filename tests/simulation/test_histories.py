@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SEEDS = int(os.environ.get("CDCSYNC_SIMULATION_SEEDS", "2400"))
-"""Some 50 ms of a processor each; `make simulate` plays others, for as long as one likes."""
+SEEDS = int(os.environ.get("CDCSYNC_SIMULATION_SEEDS", "960"))
+"""Some 50 ms of a processor each; ``make simulate`` plays others, for as long as one likes."""
 PIECE = 480
 SECONDS = 280
 """For one piece, where other tests have the processors, too."""

@@ -57,8 +57,12 @@ class LaneWatch:
     side: Side
     fed_at: dict[int, float]
     """When each transaction was fed, by its commit LSN."""
-    _waited: dict[tuple[str, str], float] = field(default_factory=dict)
-    """Seconds for which rows have been ready while something could be sent."""
+    _waited: dict[tuple[str, str, float], tuple[float, float]] = field(default_factory=dict)
+    """Seconds for which rows have been ready while something could be sent, and for how long they might be.
+
+    A row that was sent and has changed again is ready since another time. What was ahead of it counts as it was when
+    there was most of it.
+    """
     _looked_at: float = 0.0
 
     def look(self, now: float) -> None:
@@ -72,13 +76,14 @@ class LaneWatch:
         self._waited = {}
         for route in lane.routes:
             self._see_mass(route)
-            ready = route.backlog.ready
-            for key in (*ready._changes, *ready._copies):
-                since = waited.get((route.name, key), 0.0)
+            ready, patience = route.backlog.ready, self._patience(route)
+            for key, at in (*ready._changes.items(), *ready._copies.items()):
+                since, most = waited.get((route.name, key, at), (0.0, 0.0))
+                most = max(most, patience)
                 goes = free and not route.paused and route.backoff.until <= lane.clock.monotonic()
-                self._waited[route.name, key] = since + passed * goes
-                if since > GRACE and since > self._patience(route):
-                    wrong.append(f"{route.name} {key} has been ready for {since:.0f} s: {self._patience(route):.0f}")
+                self._waited[route.name, key, at] = since + passed * goes, most
+                if since > max(GRACE, most):
+                    wrong.append(f"{route.name} {key} has been ready for {since:.0f} s: {most:.0f}")
 
     def _see_mass(self, route: Route) -> None:
         """See that a mapping of which nearly all is refused is paused."""
