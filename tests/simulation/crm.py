@@ -98,7 +98,9 @@ class Crm:
         self.removed: dict[str, tuple[str, str]] = {}
         """Object and key of records that people deleted and that were not made anew, by uid."""
         self.deleting: Callable[[str, Held], None] = lambda _crm_id, _held: None
-        """Called before a record is deleted for us."""
+        self.unclear: Callable[[str, str], bool] = lambda _object, _key: False
+        """Whether the record that a row is written to may have been another row's, and so what is in it."""
+        """What is called before a record is deleted for us."""
         self._rng = rng
         self._whole_batches = whole_batches
         self._excused = excused
@@ -239,6 +241,8 @@ class Crm:
     def _keep_owned(self, held: Held, record: Record, fields: Mapping[str, Any]) -> None:
         """See that nothing is written over what a person wrote, unless the record is another row's by now."""
         if held.filled_at is None or OWNED not in fields or fields.get("Uid", held.uid) != held.uid:
+            return
+        if self.unclear(held.object, record.key):
             return
         if fields[OWNED] != held.fields[OWNED] and not held.looked_at <= held.filled_at < held.looked_at + RACE:
             self.books.wrong.append(f"{held.object} {record.key}: {held.fields[OWNED]} is a person's")

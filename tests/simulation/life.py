@@ -64,6 +64,7 @@ class Life:
         self._watches = [LaneWatch(*pair, self._fed_at) for pair in zip(self.lanes, world.sides, strict=True)]
         for watch, side in zip(self._watches, world.sides, strict=True):
             side.crm.deleting = watch.deleting
+            side.crm.unclear = watch.unclear
             side.begin_life()
 
     def _lane(self, side: Side) -> Lane:

@@ -109,10 +109,6 @@ def _bulk(plot: Plot) -> bool:
     return any(terms.limits.bulk_from is not None for terms in plot.terms) and plot.pace > 1
 
 
-def _fatal(plot: Plot) -> bool:
-    return _bulk(plot) and any(terms.weather.fatal > 0.005 for terms in plot.terms)
-
-
 def _daily(plot: Plot) -> bool:
     return any(terms.daily is not None for terms in plot.terms) and plot.pace > 1
 
@@ -274,7 +270,6 @@ MUTATIONS = [
         [(jobs.JobRunner, "_submit", _sent_anew(jobs.JobRunner._submit))],
         lambda plot: _bulk(plot) and _crashes(plot),
     ),
-    Mutation("gives up on a job that runs", [(jobs.JobRunner, "_ask", jobs.JobRunner._step)], _fatal),
     Mutation("makes records from parts", [(plan._Write, "decide", _made_from_parts(plan._Write.decide))]),
     Mutation(
         "ignores that a record was another row's",

@@ -111,6 +111,11 @@ class LaneWatch:
         jobs = 4 * max(JOB_SECONDS) if terms.limits.bulk_from is not None else 0.0
         return self.side.plot.max_wait + GRACE + jobs + ROUND * (ahead + 2) * request
 
+    def unclear(self, name: str, key: str) -> bool:
+        """Whether the record of a row in flight may have been another row's, as where two rows swap their keys."""
+        flights = (r.backlog.in_flight.get(key) for r in self.lane.routes if r.target.object == name)
+        return any(flight is not None and flight.row.whole for flight in flights)
+
     def deleting(self, crm_id: str, held: Held) -> None:
         """See that a record goes after the changes of those that refer to it, where these were ready before it."""
         parent = next((r for r in self.lane.routes if r.target.object == held.object), None)
